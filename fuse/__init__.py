@@ -1,0 +1,3 @@
+"""The mount: one core of operations behind several fronts (not built yet)."""
+
+assert __name__ == "tbshare.fuse", "import this package as tbshare.fuse"

@@ -1,0 +1,117 @@
+"""Every error raised on purpose, each with its exit status and the command that cures it.
+
+An error carries a sentence for the user (`str(error)`), an exit status (the table in `ExitStatus`) and, where
+there is one, a `cure`: the command or the step that helps. The daemon sends these three over the control
+socket and the client raises the same class again, so that a failure reads the same wherever it happened.
+"""
+
+from enum import IntEnum
+
+
+class ExitStatus(IntEnum):
+    """Exit status of the command line."""
+
+    DONE = 0
+    FAILED = 1
+    USAGE = 2
+    PENDING = 3  # some targets are pending or failed; the others are done
+    INTERRUPTED = 130
+
+
+class TbshareError(Exception):
+    """Base of all errors raised on purpose.
+
+    `cure` is a command or a short instruction; empty means `tbshare doctor` has nothing to add.
+    """
+
+    exit_status = ExitStatus.FAILED
+
+    def __init__(self, message: str, *, cure: str = "") -> None:
+        super().__init__(message)
+        self.cure = cure
+
+
+class UsageError(TbshareError):
+    """The command line, an option or a configuration value is wrong."""
+
+    exit_status = ExitStatus.USAGE
+
+
+class InputRefused(TbshareError):
+    """A file or directory given to us cannot be taken in: it says which and why."""
+
+
+class SourceChanged(InputRefused):
+    """A file changed while it was read."""
+
+
+class RefUnknown(TbshareError):
+    """No such ref; the message names where it was looked for and the nearest names."""
+
+
+class ObjectMissing(TbshareError):
+    """The bytes of an object, tree or manifest are not on this node."""
+
+
+class ObjectInUse(TbshareError):
+    """Something still needs the object: a pin, a lease, or it is the last copy."""
+
+
+class BlockCorrupt(TbshareError):
+    """Bytes on disk, or from a peer, do not have the id they should have."""
+
+
+class FormatInvalid(TbshareError):
+    """Bytes that should be one of our formats (manifest, tree, op, message) are not."""
+
+
+class HeaderInvalid(FormatInvalid):
+    """A safetensors or GGUF header does not hold together."""
+
+
+class StoreUnusable(TbshareError):
+    """The store cannot be opened: in use, of a newer format, on a network file system, or not mounted."""
+
+
+class DiskFull(TbshareError):
+    """There is no room for the bytes."""
+
+
+class ConfigInvalid(UsageError):
+    """config.toml has an unknown key or a value of the wrong kind."""
+
+
+class DaemonUnreachable(TbshareError):
+    """No daemon answers on the control socket."""
+
+
+class PeerError(TbshareError):
+    """The peer broke the protocol; the session with it ends."""
+
+
+class PeerUnreachable(TbshareError):
+    """No link to the peer is up."""
+
+
+class PairingFailed(TbshareError):
+    """Pairing did not succeed: wrong code, too late, too many tries, or refused."""
+
+
+class NotPermitted(TbshareError):
+    """The asker's role does not allow it."""
+
+
+class TargetsPending(TbshareError):
+    """Some targets are not durable yet; the others are."""
+
+    exit_status = ExitStatus.PENDING
+
+
+class Interrupted(TbshareError):
+    """The user, or `tbshare stop`, ended it."""
+
+    exit_status = ExitStatus.INTERRUPTED
+
+
+class ModelRefused(TbshareError):
+    """A model is incomplete or does not hold together; MLX never sees it."""

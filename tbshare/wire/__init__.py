@@ -1,0 +1,20 @@
+"""What two nodes say to each other.
+
+*Control* is one TLS 1.3 session between two nodes; on it go envelopes (a 4-byte big-endian length, then one
+msgpack message of `message.py`). *Lanes* carry payload only (`lane.py`). Everything a peer sends is checked
+before it is believed: sizes against `limits.py`, shapes by the decoder, contents by the id they are named by.
+
+Order of a session: both sides send `Hello`; then `Vector` and `Entries` until both logs are equal; after that
+any message at any time. `Ping` is answered by `Pong` at once; a node that says nothing for
+`limits.NODE_GONE_SECONDS` is gone.
+
+Fetching (the fetcher asks, the provider answers):
+
+    Want(tree)                  -> Holdings(tree, which blocks)   and from then on Have(...) as more arrive
+    RecordsWanted(ids)          -> Records                        manifests and trees, by id
+    LaneOpen                    -> LaneReady(token, key)          the fetcher then dials the lane
+    Fetch(lane, blocks)         -> payload on the lane, or Refused(...) on control
+    Durable(tree)               the fetcher holds it whole and synced; progress before that in Progress
+
+Non-goals: no block is ever pushed unasked; no peer is asked to relay a question.
+"""

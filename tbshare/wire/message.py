@@ -1,0 +1,245 @@
+"""A struct for each message of the control session; `encode` and `decode` are total.
+
+Ids are 32 raw bytes, node ids are Ed25519 public keys, sizes are bytes, sets of block indexes are runs
+(start, length) as in `content.bits`.
+"""
+
+from typing import Annotated
+
+import msgspec
+
+from tbshare.errors import PeerError
+from tbshare.wire import limits
+
+Hash = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
+Name = Annotated[str, msgspec.Meta(min_length=1, max_length=255)]
+Number = Annotated[int, msgspec.Meta(ge=0, lt=1 << 63)]
+Runs = list[tuple[Number, Number]]
+
+
+class Message(msgspec.Struct, frozen=True, forbid_unknown_fields=False, tag_field="t"):
+    """Base of all messages. Fields added later need defaults: N talks to N-1."""
+
+
+class Hello(Message, frozen=True, tag="hello"):
+    """First message of either side."""
+
+    level: Number
+    node: Hash
+    name: Name
+    version: Name
+    cluster: Hash
+    listen_port: Number
+    addresses: list[str] = []  # where this node can be dialled, "host:port"
+    store_free_bytes: Number = 0
+    accept: str = "all"  # all | on-demand | none
+
+
+class Ping(Message, frozen=True, tag="ping"):
+    """Heartbeat; answered by Pong with the same number."""
+
+    number: Number
+
+
+class Pong(Message, frozen=True, tag="pong"):
+    """Answer to Ping."""
+
+    number: Number
+
+
+class Head(msgspec.Struct, frozen=True):
+    """The last entry of one branch of one log."""
+
+    node: Hash
+    incarnation: Hash
+    seq: Number
+    hash: Hash
+
+
+class Vector(Message, frozen=True, tag="vector"):
+    """What the sender's logs hold: the heads of every branch it knows."""
+
+    heads: list[Head]
+
+
+class Entries(Message, frozen=True, tag="entries"):
+    """Signed log entries the receiver lacks, oldest first; `more` when others follow."""
+
+    entries: list[bytes]
+    more: bool = False
+
+
+class Acknowledged(Message, frozen=True, tag="acknowledged"):
+    """The sender has folded and synced everything up to these heads."""
+
+    heads: list[Head]
+
+
+class RecordsWanted(Message, frozen=True, tag="records-wanted"):
+    """Ask for manifests or trees by id."""
+
+    request: Number
+    ids: list[Hash]
+
+
+class Record(msgspec.Struct, frozen=True):
+    """One part of a manifest or tree: bytes [offset, offset+len(data)) of `total`."""
+
+    id: Hash
+    offset: Number
+    total: Number
+    data: bytes
+
+
+class Records(Message, frozen=True, tag="records"):
+    """Answer to RecordsWanted, in one or more messages; `missing` are not here."""
+
+    request: Number
+    parts: list[Record]
+    missing: list[Hash] = []
+    done: bool = False
+
+
+class Want(Message, frozen=True, tag="want"):
+    """The sender is fetching this tree; tell it what you hold, now and as it grows."""
+
+    tree: Hash
+    volume: Name
+
+
+class Unwant(Message, frozen=True, tag="unwant"):
+    """The sender no longer fetches this tree."""
+
+    tree: Hash
+
+
+class Holding(msgspec.Struct, frozen=True):
+    """Blocks of one object, by index."""
+
+    object: Hash
+    blocks: Runs
+
+
+class Have(Message, frozen=True, tag="have"):
+    """Blocks the sender holds and has verified, of objects of a tree the receiver wants.
+
+    `whole` means all objects of the tree, all blocks.
+    """
+
+    tree: Hash
+    whole: bool = False
+    holdings: list[Holding] = []
+
+
+class LaneOpen(Message, frozen=True, tag="lane-open"):
+    """The fetcher asks for a lane on which the provider will send payload."""
+
+    lane: Number
+    sealed: bool
+
+
+class LaneReady(Message, frozen=True, tag="lane-ready"):
+    """The lane may be dialled once with this token; `key` seals payload towards the fetcher."""
+
+    lane: Number
+    token: Hash
+    key: bytes  # 32 bytes, or empty when not sealed
+    port: Number
+
+
+class Wanted(msgspec.Struct, frozen=True, array_like=True):
+    """One block asked for; `request` numbers it on its lane."""
+
+    request: Number
+    object: Hash
+    index: Number
+
+
+class Fetch(Message, frozen=True, tag="fetch"):
+    """Ask for blocks on a lane. The provider checks volume, tree and the asker's role."""
+
+    lane: Number
+    tree: Hash
+    blocks: list[Wanted]
+
+
+class Refused(Message, frozen=True, tag="refused"):
+    """These requests will not be answered on the lane."""
+
+    lane: Number
+    requests: list[Number]
+    reason: str
+
+
+class Cancel(Message, frozen=True, tag="cancel"):
+    """The fetcher no longer waits for these requests; the provider may drop what is queued."""
+
+    lane: Number
+    requests: list[Number]
+
+
+class Source(msgspec.Struct, frozen=True):
+    """From whom bytes come, and how fast."""
+
+    node: Hash
+    bytes: Number
+    rate: float  # bytes per second, now
+
+
+class Progress(Message, frozen=True, tag="progress"):
+    """How far the sender is with a tree; for whoever watches the push."""
+
+    tree: Hash
+    bytes_total: Number
+    bytes_present: Number
+    bytes_moved: Number
+    bytes_reused: Number
+    sources: list[Source] = []
+    state: str = "fetching"  # waiting | fetching | durable | failed | declined
+    reason: str = ""
+
+
+class Unpushed(Message, frozen=True, tag="unpushed"):
+    """Reserved: the pusher stopped; receivers keep what they have."""
+
+    tree: Hash
+
+
+AnyMessage = (
+    Hello
+    | Ping
+    | Pong
+    | Vector
+    | Entries
+    | Acknowledged
+    | RecordsWanted
+    | Records
+    | Want
+    | Unwant
+    | Have
+    | LaneOpen
+    | LaneReady
+    | Fetch
+    | Refused
+    | Cancel
+    | Progress
+    | Unpushed
+)
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder: msgspec.msgpack.Decoder[AnyMessage] = msgspec.msgpack.Decoder(AnyMessage)
+
+
+def encode(message: AnyMessage) -> bytes:
+    """Return the message's bytes, without the envelope."""
+    data = _encoder.encode(message)
+    assert len(data) <= limits.ENVELOPE_BYTES_MAX, f"{type(message).__name__} too large"
+    return data
+
+
+def decode(data: bytes | bytearray | memoryview) -> AnyMessage:
+    """Return the message; PeerError when the bytes are none."""
+    try:
+        return _decoder.decode(data)
+    except (msgspec.DecodeError, RecursionError, OverflowError, ValueError) as error:
+        raise PeerError(f"a message from the peer cannot be read: {error}") from error
