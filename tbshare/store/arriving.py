@@ -1,0 +1,134 @@
+"""An object that is arriving: written block by block at its final offset, synced in batches.
+
+Three states of a block, and only one way between them: absent -> written (its bytes passed the hash and lie in
+the page cache) -> present (they are synced, and the index says so). What is written is served to others; what is
+present survives the power. A failed sync makes the written blocks of that file absent again, because the pages
+may be gone although a second fsync would succeed (Rebello et al., USENIX ATC 2020).
+"""
+
+import os
+from pathlib import Path
+from threading import Lock
+
+from tbshare.content import bits, layout
+from tbshare.content.bits import Bits
+from tbshare.content.manifest import Manifest
+from tbshare.store import disk
+
+SMALL_BYTES = 64 * 1024  # an object up to this size rests in a pack, and arrives in memory
+
+
+class Arriving:
+    """One partial object. Thread-safe: lanes write, the syncer syncs, senders read."""
+
+    def __init__(self, manifest: Manifest, path: Path, present: Bits) -> None:
+        """Open or make the partial file; DiskFull when its space cannot be reserved."""
+        self.manifest = manifest
+        self.layout = layout.choose(manifest.header)
+        self.path = path
+        self.present = present
+        self.written: Bits = 0
+        self._lock = Lock()
+        self._memory = bytearray(manifest.size) if self.small else None
+        self.descriptor = -1 if self.small else self._open()
+
+    @property
+    def small(self) -> bool:
+        """Whether it is kept in memory until it is complete."""
+        return self.manifest.size <= SMALL_BYTES
+
+    def _open(self) -> int:
+        descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        size = self.manifest.size + self.layout.shift
+        try:
+            if os.fstat(descriptor).st_size < size:
+                disk.reserve(descriptor, size)
+                disk.sync_directory(self.path.parent)
+        except BaseException:
+            os.close(descriptor)
+            if not self.present:
+                self.path.unlink(missing_ok=True)
+            raise
+        return descriptor
+
+    def file_offset(self, number: int) -> int:
+        """Return where a block lies in the partial file. Header blocks stay where they are until the end."""
+        offset = self.manifest.offsets[number]
+        header = self.manifest.header
+        return offset + self.layout.shift if header and offset >= header.data_start else offset
+
+    def write(self, number: int, data: memoryview) -> None:
+        """Write a block whose bytes have been hashed. OSError or DiskFull: it stays absent."""
+        if self._memory is not None:
+            offset = self.manifest.offsets[number]
+            self._memory[offset : offset + len(data)] = data
+        else:
+            disk.write_all(self.descriptor, data, self.file_offset(number))
+        self.mark_written(number)
+
+    def mark_written(self, number: int) -> None:
+        """Note that a block lies in the file."""
+        with self._lock:
+            self.written |= 1 << number
+
+    @property
+    def readable(self) -> Bits:
+        """Blocks that may be served: verified, synced or not."""
+        with self._lock:
+            return self.present | self.written
+
+    @property
+    def missing(self) -> Bits:
+        """Blocks that are neither written nor present."""
+        return bits.full(self.manifest.block_count) & ~self.readable
+
+    @property
+    def complete(self) -> bool:
+        """Whether every block is written or present."""
+        return not self.missing
+
+    def sync(self) -> bool:
+        """Make the written blocks durable; the index is the caller's. Return whether `present` grew.
+
+        OSError: the blocks are absent again and must be written anew.
+        """
+        if self._memory is not None:
+            return False
+        with self._lock:
+            batch = self.written
+        if not batch:
+            return False
+        try:
+            disk.sync_file(self.descriptor)
+        except OSError:
+            with self._lock:
+                self.written &= ~batch
+            raise
+        with self._lock:
+            self.present |= batch
+            self.written &= ~batch
+        return True
+
+    def read(self, number: int) -> bytes:
+        """Return a block's bytes as they lie there, not checked again."""
+        offset, length = self.manifest.offsets[number], self.manifest.lengths[number]
+        if self._memory is not None:
+            return bytes(self._memory[offset : offset + length])
+        return os.pread(self.descriptor, length, self.file_offset(number))
+
+    def content(self) -> bytes:
+        """Return all bytes of a small object."""
+        assert self._memory is not None
+        return bytes(self._memory)
+
+    def forget(self, numbers: Bits) -> None:
+        """Make blocks absent again."""
+        with self._lock:
+            self.present &= ~numbers
+            self.written &= ~numbers
+
+    def close(self) -> None:
+        """Close the file; nothing may use this afterwards."""
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+            self.descriptor = -1

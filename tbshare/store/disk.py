@@ -1,0 +1,218 @@
+"""The few things the store asks of a file system: durable names, clones, reserved space, true sizes."""
+
+import contextlib
+import ctypes
+import errno
+import fcntl
+import os
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+from tbshare.errors import DiskFull, StoreUnusable
+
+MACOS = sys.platform == "darwin"
+_F_FULLFSYNC = 51
+_F_PREALLOCATE = 42
+_FICLONE = 0x40049409
+_FICLONERANGE = 0x4020940D
+_FS_IOC_FIEMAP = 0xC020660B
+_FIEMAP_EXTENT_LAST, _FIEMAP_EXTENT_SHARED = 0x1, 0x2000
+_NO_CLONE = {errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOTTY, errno.ENOSYS, errno.ETXTBSY, errno.EPERM}
+NETWORK_FILE_SYSTEMS = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "afpfs", "webdav", "fuse.sshfs", "9p"}
+
+
+def sync_file(descriptor: int) -> None:
+    """Make a file's bytes durable. OSError: the bytes must be written again, the call never repeated."""
+    if MACOS:
+        fcntl.fcntl(descriptor, _F_FULLFSYNC)
+    else:
+        os.fdatasync(descriptor)
+
+
+def sync_directory(path: Path) -> None:
+    """Make the names in a directory durable."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        if MACOS:
+            fcntl.fcntl(descriptor, _F_FULLFSYNC)
+        else:
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def publish(temporary: Path, final: Path) -> None:
+    """Give a synced file its final name, durably. Whoever sees the name sees all of the bytes."""
+    os.rename(temporary, final)
+    sync_directory(final.parent)
+
+
+def write_durably(final: Path, data: bytes, *, temporary: Path, mode: int = 0o600) -> None:
+    """Create or replace a small file: after this returns, power loss leaves the new bytes, before it the old."""
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+    try:
+        write_all(descriptor, data, 0)
+        sync_file(descriptor)
+    finally:
+        os.close(descriptor)
+    publish(temporary, final)
+
+
+def make_directory(path: Path) -> None:
+    """Create a directory if it is not there, durably, private to the user."""
+    if not path.is_dir():
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        sync_directory(path.parent)
+
+
+def write_all(descriptor: int, data: bytes | bytearray | memoryview, offset: int) -> None:
+    """Write all of the bytes at an offset. DiskFull when there is no room."""
+    view = memoryview(data).cast("B")
+    try:
+        while len(view):
+            written = os.pwrite(descriptor, view, offset)
+            view, offset = view[written:], offset + written
+    except OSError as error:
+        raise translated(error) from error
+
+
+def read_into(descriptor: int, view: memoryview, offset: int) -> int:
+    """Fill the view from an offset; return how many bytes there were, fewer only at the end of the file."""
+    done = 0
+    while done < len(view):
+        count = os.preadv(descriptor, [view[done:]], offset + done)
+        if count == 0:
+            break
+        done += count
+    return done
+
+
+def translated(error: OSError) -> Exception:
+    """Return DiskFull for the errors that mean so, else the error itself."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return DiskFull("the disk is full", cure="tbshare du; tbshare gc --now")
+    return error
+
+
+def reserve(descriptor: int, size: int) -> None:
+    """Give a file its length and its disk space at once. DiskFull when there is none."""
+    if size == 0:
+        return
+    try:
+        if MACOS:
+            # fstore_t: allocate all, from the physical end of the file
+            request = struct.pack("IiqqQ", 4, 3, 0, size, 0)
+            fcntl.fcntl(descriptor, _F_PREALLOCATE, request)
+            os.ftruncate(descriptor, size)
+        else:
+            os.posix_fallocate(descriptor, 0, size)
+    except OSError as error:
+        if error.errno in (errno.EOPNOTSUPP, errno.ENOTSUP):
+            os.ftruncate(descriptor, size)
+            return
+        raise translated(error) from error
+
+
+def clone_file(source: int, destination: Path) -> int | None:
+    """Make `destination` share all blocks of an open file; return its descriptor, or None where that cannot be."""
+    if MACOS:
+        return _clone_macos(source, destination)
+    descriptor = os.open(destination, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        fcntl.ioctl(descriptor, _FICLONE, source)
+    except OSError as error:
+        os.close(descriptor)
+        os.unlink(destination)
+        if error.errno in _NO_CLONE:
+            return None
+        raise translated(error) from error
+    return descriptor
+
+
+def _clone_macos(source: int, destination: Path) -> int | None:
+    """Not run on macOS: fclonefileat(2)."""
+    library = ctypes.CDLL(None, use_errno=True)
+    if library.fclonefileat(source, -2, os.fsencode(destination), 0) != 0:
+        number = ctypes.get_errno()
+        if number in _NO_CLONE or number == errno.ENOTSUP:
+            return None
+        raise translated(OSError(number, os.strerror(number)))
+    return os.open(destination, os.O_RDWR)
+
+
+def clone_range(source: int, source_offset: int, destination: int, offset: int, length: int) -> bool:
+    """Share a range of another file; False where that cannot be (unaligned, other file system, no reflink)."""
+    if MACOS:
+        return False
+    request = struct.pack("qQQQ", source, source_offset, length, offset)
+    try:
+        fcntl.ioctl(destination, _FICLONERANGE, request)
+    except OSError as error:
+        if error.errno in _NO_CLONE:
+            return False
+        raise translated(error) from error
+    return True
+
+
+def shared_bytes(descriptor: int) -> int:
+    """Return how many bytes of a file share their disk blocks with another file; 0 where that cannot be told."""
+    if MACOS:
+        return 0
+    shared, position, batch = 0, 0, 512
+    while True:
+        request = bytearray(32 + 56 * batch)
+        struct.pack_into("QQIIII", request, 0, position, (1 << 64) - 1 - position, 0, 0, batch, 0)
+        try:
+            fcntl.ioctl(descriptor, _FS_IOC_FIEMAP, request)
+        except OSError:
+            return shared
+        count = struct.unpack_from("I", request, 20)[0]
+        if count == 0:
+            return shared
+        for number in range(count):
+            logical, _, length, _, _, flags = struct.unpack_from("QQQQQI", request, 32 + 56 * number)
+            if flags & _FIEMAP_EXTENT_SHARED:
+                shared += length
+            position = logical + length
+            if flags & _FIEMAP_EXTENT_LAST:
+                return shared
+
+
+def free_bytes(path: Path) -> tuple[int, int]:
+    """Return the free bytes this user may take, and the size of the file system."""
+    status = os.statvfs(path)
+    return status.f_bavail * status.f_frsize, status.f_blocks * status.f_frsize
+
+
+def refuse_network_home(path: Path) -> None:
+    """StoreUnusable when the path lies on NFS or SMB: their locks and syncs do not hold what we promise."""
+    kind = file_system_kind(path)
+    if kind in NETWORK_FILE_SYSTEMS:
+        raise StoreUnusable(
+            f"{path} is on a network file system ({kind}), which cannot keep a store safe",
+            cure="choose a local disk: tbshare up --home DIR, or [store] path in config.toml",
+        )
+
+
+def file_system_kind(path: Path) -> str:
+    """Return the type of the file system that holds the path (`ext4`, `nfs4`, ...); empty when unknown."""
+    target = os.path.realpath(path)
+    best, kind = "", ""
+    for mount_point, name in _mounts():
+        inside = target == mount_point or target.startswith(mount_point.rstrip("/") + "/")
+        if inside and len(mount_point) >= len(best):
+            best, kind = mount_point, name
+    return kind
+
+
+def _mounts() -> list[tuple[str, str]]:
+    if MACOS:
+        output = subprocess.run(["/sbin/mount"], capture_output=True, text=True, check=False).stdout
+        rows = [line.split(" on ", 1)[-1].rpartition(" (") for line in output.splitlines()]
+        return [(point, options.split(",")[0].rstrip(")")) for point, _, options in rows]
+    with contextlib.suppress(OSError), open("/proc/self/mounts") as table:
+        fields = [line.split() for line in table]
+        return [(row[1].encode().decode("unicode_escape"), row[2]) for row in fields]
+    return []

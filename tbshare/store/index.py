@@ -1,0 +1,234 @@
+"""index.db: what the store holds, in SQLite. A cache: everything in it can be found again on the disk.
+
+`synchronous=NORMAL`: a transaction may be lost with the power, and `recover` finds again what it said.
+Objects have a small integer key here, so that a row of `blocks` is 32 bytes and two numbers.
+"""
+
+import sqlite3
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from threading import RLock
+
+from tbshare.content import bits
+from tbshare.content.bits import Bits
+from tbshare.content.block import BlockId, ObjectId
+from tbshare.content.manifest import Manifest
+from tbshare.store.pack import Kind, Place
+
+LEVEL = 1
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS records (
+    id BLOB NOT NULL, kind INTEGER NOT NULL, pack INTEGER NOT NULL,
+    offset INTEGER NOT NULL, length INTEGER NOT NULL,
+    PRIMARY KEY (id, kind)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS packs (number INTEGER PRIMARY KEY, scanned INTEGER NOT NULL);
+-- state: 'whole' or 'partial'; place: 'exact', 'shifted' or 'packed'
+CREATE TABLE IF NOT EXISTS objects (
+    key INTEGER PRIMARY KEY, id BLOB NOT NULL UNIQUE, size INTEGER NOT NULL, state TEXT NOT NULL,
+    place TEXT NOT NULL, present TEXT NOT NULL DEFAULT '', adopted TEXT NOT NULL DEFAULT ''
+);
+CREATE TABLE IF NOT EXISTS blocks (
+    id BLOB NOT NULL, object INTEGER NOT NULL, number INTEGER NOT NULL, PRIMARY KEY (id, object, number)
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS blocks_by_object ON blocks (object);
+CREATE TABLE IF NOT EXISTS quarantine (
+    path TEXT PRIMARY KEY, object BLOB NOT NULL, blocks TEXT NOT NULL, found_ns INTEGER NOT NULL
+);
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One object as the index knows it. `present` is meant for partial objects only."""
+
+    key: int
+    id: ObjectId
+    size: int
+    whole: bool
+    place: str
+    present: Bits
+    adopted: str
+
+
+def _runs_text(present: Bits) -> str:
+    return " ".join(f"{start}+{length}" for start, length in bits.to_runs(present))
+
+
+def _runs_of(text: str, count: int) -> Bits:
+    pairs = (run.split("+") for run in text.split())
+    return bits.from_runs(((int(start), int(length)) for start, length in pairs), count)
+
+
+class Index:
+    """The tables of index.db. Thread-safe: one connection behind a lock."""
+
+    def __init__(self, path: Path) -> None:
+        self._lock = RLock()
+        self._depth = 0
+        self._connection = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
+        self._connection.execute("PRAGMA journal_mode=WAL")
+        self._connection.execute("PRAGMA synchronous=NORMAL")
+        self._connection.execute("PRAGMA cache_size=-16000")
+        self._connection.executescript(_SCHEMA)
+        (level,) = self._connection.execute("PRAGMA user_version").fetchone()
+        if level not in (0, LEVEL):
+            raise sqlite3.DatabaseError(f"index of level {level}")
+        self._connection.execute(f"PRAGMA user_version={LEVEL}")
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Make the changes inside one transaction; nests."""
+        with self._lock:
+            if self._depth == 0:
+                self._connection.execute("BEGIN IMMEDIATE")
+            self._depth += 1
+            try:
+                yield
+            except BaseException:
+                self._depth -= 1
+                if self._depth == 0:
+                    self._connection.execute("ROLLBACK")
+                raise
+            self._depth -= 1
+            if self._depth == 0:
+                self._connection.execute("COMMIT")
+
+    def _rows(self, statement: str, values: tuple[object, ...] = ()) -> list[tuple[object, ...]]:
+        with self._lock:
+            return self._connection.execute(statement, values).fetchall()
+
+    def _do(self, statement: str, values: tuple[object, ...] = ()) -> None:
+        with self._lock:
+            self._connection.execute(statement, values)
+
+    def check(self) -> None:
+        """Raise sqlite3.DatabaseError when the file is damaged."""
+        ((answer,),) = self._rows("PRAGMA quick_check(1)")
+        if answer != "ok":
+            raise sqlite3.DatabaseError(str(answer))
+
+    # records -------------------------------------------------------------------------------------------------
+
+    def add_record(self, kind: Kind, record_id: bytes, place: Place) -> None:
+        """Remember where a record lies; the newest place wins."""
+        self._do(
+            "INSERT OR REPLACE INTO records VALUES (?, ?, ?, ?, ?)",
+            (record_id, int(kind), place.pack, place.offset, place.length),
+        )
+
+    def record(self, kind: Kind, record_id: bytes) -> Place | None:
+        """Return where a record lies."""
+        with self._lock:
+            row = self._connection.execute(
+                "SELECT pack, offset, length FROM records WHERE id=? AND kind=?", (record_id, int(kind))
+            ).fetchone()
+        return None if row is None else Place(*row)
+
+    def records(self, kind: Kind | None = None) -> list[tuple[Kind, bytes, Place]]:
+        """Return all records, or those of a kind."""
+        with self._lock:
+            rows = self._connection.execute("SELECT kind, id, pack, offset, length FROM records").fetchall()
+        return [(Kind(row[0]), row[1], Place(*row[2:])) for row in rows if kind is None or row[0] == kind]
+
+    def remove_record(self, kind: Kind, record_id: bytes) -> None:
+        """Forget a record."""
+        self._do("DELETE FROM records WHERE id=? AND kind=?", (record_id, int(kind)))
+
+    def scanned(self) -> dict[int, int]:
+        """Return, for each pack, up to which byte its records are in the index."""
+        with self._lock:
+            return dict(self._connection.execute("SELECT number, scanned FROM packs").fetchall())
+
+    def set_scanned(self, number: int, end: int) -> None:
+        """Remember up to which byte a pack's records are in the index."""
+        self._do("INSERT OR REPLACE INTO packs VALUES (?, ?)", (number, end))
+
+    def forget_pack(self, number: int) -> None:
+        """Forget a pack that was removed, and the records that still point into it."""
+        self._do("DELETE FROM packs WHERE number=?", (number,))
+        self._do("DELETE FROM records WHERE pack=?", (number,))
+
+    # objects -------------------------------------------------------------------------------------------------
+
+    def object(self, object_id: bytes) -> Row | None:
+        """Return what is known of an object."""
+        with self._lock:
+            row = self._connection.execute(
+                "SELECT key, id, size, state, place, present, adopted FROM objects WHERE id=?", (object_id,)
+            ).fetchone()
+        return None if row is None else self._row(row)
+
+    def objects(self) -> list[Row]:
+        """Return all objects."""
+        with self._lock:
+            rows = self._connection.execute(
+                "SELECT key, id, size, state, place, present, adopted FROM objects"
+            ).fetchall()
+        return [self._row(row) for row in rows]
+
+    @staticmethod
+    def _row(row: tuple[int, bytes, int, str, str, str, str]) -> Row:
+        key, object_id, size, state, place, present, adopted = row
+        # The count bounds only damage; an object has at most size+2 blocks under any cut.
+        return Row(key, ObjectId(object_id), size, state == "whole", place, _runs_of(present, size + 2), adopted)
+
+    def put_object(self, manifest: Manifest, *, whole: bool, place: str, adopted: str = "") -> None:
+        """Add or change an object, and make its blocks findable."""
+        with self.transaction():
+            self._do(
+                "INSERT INTO objects (id, size, state, place, adopted) VALUES (?, ?, ?, ?, ?) "
+                "ON CONFLICT (id) DO UPDATE SET state=excluded.state, place=excluded.place, "
+                "adopted=excluded.adopted, present=''",
+                (manifest.id, manifest.size, "whole" if whole else "partial", place, adopted),
+            )
+            row = self.object(manifest.id)
+            assert row is not None
+            self._connection.executemany(
+                "INSERT OR IGNORE INTO blocks VALUES (?, ?, ?)",
+                ((manifest.block(number), row.key, number) for number in range(manifest.block_count)),
+            )
+
+    def set_present(self, object_id: ObjectId, present: Bits) -> None:
+        """Record which blocks of a partial object are synced."""
+        self._do("UPDATE objects SET present=? WHERE id=?", (_runs_text(present), object_id))
+
+    def remove_object(self, object_id: ObjectId) -> None:
+        """Forget an object and its blocks; its manifest stays."""
+        with self.transaction():
+            row = self.object(object_id)
+            if row is not None:
+                self._do("DELETE FROM blocks WHERE object=?", (row.key,))
+                self._do("DELETE FROM objects WHERE key=?", (row.key,))
+
+    def holders(self, block: BlockId) -> list[tuple[ObjectId, int, bool]]:
+        """Return objects that contain a block, its number there, and whether they are whole; whole ones first."""
+        with self._lock:
+            rows = self._connection.execute(
+                "SELECT o.id, b.number, o.state='whole' AS whole FROM blocks b JOIN objects o ON o.key=b.object "
+                "WHERE b.id=? ORDER BY whole DESC LIMIT 16",
+                (block,),
+            ).fetchall()
+        return [(ObjectId(object_id), number, bool(whole)) for object_id, number, whole in rows]
+
+    # quarantine ----------------------------------------------------------------------------------------------
+
+    def add_quarantine(self, path: str, object_id: ObjectId, blocks: Iterable[int], found_ns: int) -> None:
+        """Remember a file that was put aside and why."""
+        self._do(
+            "INSERT OR REPLACE INTO quarantine VALUES (?, ?, ?, ?)",
+            (path, object_id, " ".join(map(str, blocks)), found_ns),
+        )
+
+    def quarantined(self) -> list[tuple[str, ObjectId, list[int]]]:
+        """Return the files put aside, their object and the numbers of the corrupt blocks."""
+        with self._lock:
+            rows = self._connection.execute("SELECT path, object, blocks FROM quarantine").fetchall()
+        return [(path, ObjectId(object_id), [int(n) for n in blocks.split()]) for path, object_id, blocks in rows]
+
+    def close(self) -> None:
+        """Close the database."""
+        with self._lock:
+            self._connection.close()

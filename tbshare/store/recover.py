@@ -1,0 +1,170 @@
+"""Bring the index in step with the disk at start: after a crash a little, after its deletion everything.
+
+The disk is the truth. What cannot be explained is moved to quarantine/, never deleted.
+"""
+
+import os
+import sqlite3
+from typing import TYPE_CHECKING
+
+from tbshare.content import bits
+from tbshare.content.block import ObjectId, block_id
+from tbshare.content.layout import PAGE_BYTES
+from tbshare.content.manifest import Manifest
+from tbshare.errors import BlockCorrupt, DiskFull, FormatInvalid
+from tbshare.store import disk
+from tbshare.store.arriving import Arriving
+from tbshare.store.home import Home
+from tbshare.store.index import Index
+from tbshare.store.pack import Kind, Packs
+
+if TYPE_CHECKING:
+    from tbshare.store.store import Store
+
+
+def open_index(home: Home, notices: list[str]) -> Index:
+    """Open index.db; a damaged one is put aside and made again from the disk."""
+    try:
+        index = Index(home.index)
+        index.check()
+        return index
+    except sqlite3.DatabaseError as error:
+        notices.append(f"index.db was damaged ({error}) and was made again from the objects")
+        for suffix in ("", "-wal", "-shm"):
+            path = home.index.with_name(home.index.name + suffix)
+            if path.exists():
+                os.replace(path, home.folder("quarantine") / path.name)
+        return Index(home.index)
+
+
+def recover(store: "Store") -> None:
+    """Compare index and disk, and mend the index."""
+    read_packs(store.packs, store.index)
+    _packed_objects(store)
+    _whole_objects(store)
+    _partial_objects(store)
+
+
+def read_packs(packs: Packs, index: Index) -> None:
+    """Take into the index the records it does not know; drop its rows for records that are not there."""
+    scanned = index.scanned()
+    known = index.records()
+    for number in packs.numbers():
+        start = scanned.get(number, 0)
+        size = packs.path(number).stat().st_size
+        if start == size:
+            continue
+        start = start if start < size else 0
+        with index.transaction():
+            for kind, record_id, place in known:
+                if place.pack == number and place.offset >= start:
+                    index.remove_record(kind, record_id)
+            end = start
+            for found in packs.scan(number, start):
+                if found.sound:
+                    index.add_record(found.kind, found.id, found.place)
+                    end = found.place.offset + found.place.length
+            index.set_scanned(number, end)
+        packs.cut_tail(number, end)
+    present = set(packs.numbers())
+    for number in set(scanned) - present:
+        index.forget_pack(number)
+
+
+def _manifest(store: "Store", object_id: ObjectId) -> Manifest | None:
+    try:
+        return store.manifest(object_id)
+    except (FormatInvalid, BlockCorrupt):
+        return None
+
+
+def _packed_objects(store: "Store") -> None:
+    index = store.index
+    contents = {record_id for _, record_id, _ in index.records(Kind.CONTENT)}
+    for row in index.objects():
+        if row.place == "packed" and row.whole and row.id not in contents:
+            index.remove_object(row.id)
+    whole = {row.id for row in index.objects() if row.whole}
+    for record_id in contents - whole:
+        found = _manifest(store, ObjectId(record_id))
+        if found is not None:
+            index.put_object(found, whole=True, place="packed")
+
+
+def _whole_objects(store: "Store") -> None:
+    index = store.index
+    rows = {row.id: row for row in index.objects()}
+    seen: set[ObjectId] = set()
+    for path in sorted(store.home.folder("objects").glob("??/*")):
+        name, _, suffix = path.name.partition(".")
+        place = suffix or "exact"
+        try:
+            object_id = ObjectId(bytes.fromhex(name))
+        except ValueError:
+            continue
+        found = _manifest(store, object_id)
+        if found is None or path.stat().st_size != _file_size(found, place):
+            os.replace(path, store.home.folder("quarantine") / path.name)
+            store.notices.append(
+                f"{path.name} was put into quarantine: nothing says what it is, or its size is wrong"
+            )
+            continue
+        seen.add(object_id)
+        row = rows.get(object_id)
+        if row is None or not row.whole or row.place != place:
+            index.put_object(found, whole=True, place=place)
+            store.home.partial(object_id).unlink(missing_ok=True)
+    for row in rows.values():
+        if row.whole and row.place != "packed" and row.id not in seen:
+            index.remove_object(row.id)
+            store.notices.append(f"object {row.id.hex()[:12]} is gone from the disk")
+
+
+def _file_size(found: Manifest, place: str) -> int:
+    if place == "shifted" and found.header is not None:
+        return found.size + -found.header.data_start % PAGE_BYTES
+    return found.size
+
+
+def _partial_objects(store: "Store") -> None:
+    index = store.index
+    rows = {row.id: row for row in index.objects() if not row.whole}
+    for path in store.home.folder("partial").iterdir():
+        try:
+            object_id = ObjectId(bytes.fromhex(path.name))
+        except ValueError:
+            continue
+        if object_id in rows:
+            continue
+        found = _manifest(store, object_id)
+        if found is None:
+            os.replace(path, store.home.folder("quarantine") / path.name)
+            store.notices.append(
+                f"the partial object {path.name[:12]} was put into quarantine: its manifest is gone"
+            )
+            continue
+        index.put_object(found, whole=False, place="exact")
+        index.set_present(object_id, _hash_again(store, found))
+    for row in rows.values():
+        if row.place != "packed" and not store.home.partial(row.id).exists():
+            index.set_present(row.id, 0)
+
+
+def _hash_again(store: "Store", found: Manifest) -> bits.Bits:
+    """Return the blocks of a partial file that are what they should be, synced."""
+    try:
+        arriving = Arriving(found, store.home.partial(found.id), 0)
+    except (DiskFull, OSError):
+        return 0
+    try:
+        good = bits.of(
+            number
+            for number in range(found.block_count)
+            if len(data := arriving.read(number)) == found.lengths[number]
+            and block_id(data) == found.block(number)
+        )
+        if not arriving.small:
+            disk.sync_file(arriving.descriptor)
+        return good
+    finally:
+        arriving.close()

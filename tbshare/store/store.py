@@ -1,0 +1,441 @@
+"""The store: one object for all that a node keeps. Every method may be called from any thread.
+
+Shared state: the index (its own lock), the packs (their own lock), `_arriving` and `_open` (one lock here).
+Invariants: an id in `_arriving` is `partial` in the index and has no file in objects/ of which the index knows;
+an object becomes `whole` only after its bytes, its name and its manifest are synced.
+"""
+
+import contextlib
+import os
+import stat
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from threading import RLock
+
+from tbshare.content import bits, manifest
+from tbshare.content.bits import Bits
+from tbshare.content.block import BlockId, ObjectId, TreeId, block_id
+from tbshare.content.layout import PAGE_BYTES
+from tbshare.content.manifest import Manifest
+from tbshare.content.safetensors import padded
+from tbshare.content.tree import Entry, Tree
+from tbshare.content.tree import Kind as EntryKind
+from tbshare.content.tree import decode as decode_tree
+from tbshare.errors import BlockCorrupt, DiskFull, ObjectMissing
+from tbshare.store import disk
+from tbshare.store.arriving import SMALL_BYTES, Arriving
+from tbshare.store.home import open_home, sweep_temporary
+from tbshare.store.index import Index, Row
+from tbshare.store.pack import Kind, Packs, Place
+
+OPEN_FILES_MAX = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """Bytes [start, end) of an object lie in `path` from `offset` on."""
+
+    start: int
+    end: int
+    path: Path
+    offset: int
+
+
+@dataclass(slots=True)
+class _OpenFile:
+    descriptor: int
+    users: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class BlockBytes:
+    """Where a block can be read now. `release` must be called when the descriptor is no longer needed."""
+
+    descriptor: int
+    offset: int
+    length: int
+    release: Callable[[], None]
+
+
+class Store:
+    """Objects, manifests and trees of one node."""
+
+    def __init__(self, root: Path, *, expected_id: str = "", keep_free_bytes: int = 0, max_bytes: int = 0) -> None:
+        """Open or make the store at `root`. StoreUnusable when it cannot be used."""
+        self.home, self.store_id, self._lock_descriptor = open_home(root, expected_id=expected_id)
+        self.keep_free_bytes = keep_free_bytes
+        self.max_bytes = max_bytes
+        self._lock = RLock()
+        self._arriving: dict[ObjectId, Arriving] = {}
+        self._open: dict[Path, _OpenFile] = {}
+        self._manifests: dict[ObjectId, Manifest] = {}
+        self._promised_bytes = 0
+        self.notices: list[str] = []  # what recovery found, for `status`
+        try:
+            sweep_temporary(self.home)
+            self.packs = Packs(self.home.folder("objects"))
+            from tbshare.store.recover import open_index, recover
+
+            self.index: Index = open_index(self.home, self.notices)
+            recover(self)
+        except BaseException:
+            os.close(self._lock_descriptor)
+            raise
+
+    # manifests and trees ---------------------------------------------------------------------------------------
+
+    def add_record(self, kind: Kind, record_id: bytes, payload: bytes) -> None:
+        """Keep a record whose id has been checked; durable after `sync_records`."""
+        if self.index.record(kind, record_id) is None:
+            place = self.packs.append(kind, record_id, payload)
+            self.index.add_record(kind, record_id, place)
+
+    def sync_records(self) -> None:
+        """Make every record added so far durable."""
+        self.packs.sync()
+
+    def record(self, kind: Kind, record_id: bytes) -> bytes | None:
+        """Return a record's bytes, checked, or None when it is not here."""
+        place = self.index.record(kind, record_id)
+        return None if place is None else self.packs.read(kind, record_id, place)
+
+    def manifest(self, object_id: ObjectId) -> Manifest | None:
+        """Return an object's manifest, or None when it is not here."""
+        with self._lock:
+            known = self._manifests.get(object_id)
+        if known is None:
+            data = self.record(Kind.MANIFEST, object_id)
+            if data is None:
+                return None
+            known = manifest.decode(data)
+            if known.id != object_id:
+                raise BlockCorrupt("a manifest on disk has another id", cure="tbshare verify --repair")
+            with self._lock:
+                if len(self._manifests) > 512:
+                    self._manifests.clear()
+                self._manifests[object_id] = known
+        return known
+
+    def tree(self, tree_id: TreeId) -> Tree | None:
+        """Return a tree, or None when it is not here."""
+        data = self.record(Kind.TREE, tree_id)
+        if data is None:
+            return None
+        found = decode_tree(data)
+        if found.id != tree_id:
+            raise BlockCorrupt("a directory listing on disk has another id", cure="tbshare verify --repair")
+        return found
+
+    def objects_below(self, tree_id: TreeId) -> list[ObjectId]:
+        """Return the objects of a tree, each once, in the order of a walk. ObjectMissing when a tree is not here."""
+        return list(dict.fromkeys(object_id for _, object_id, _ in self.files_below(tree_id)))
+
+    def files_below(self, tree_id: TreeId) -> list[tuple[tuple[bytes, ...], ObjectId, Entry]]:
+        """Return path, object and entry of each file of a tree, in the order of a walk."""
+        return [(path, ObjectId(entry.target), entry) for path, entry in self.walk(tree_id) if entry.kind == 0]
+
+    def walk(self, tree_id: TreeId) -> list[tuple[tuple[bytes, ...], Entry]]:
+        """Return path and entry of everything below a tree, directories before what is in them."""
+        result: list[tuple[tuple[bytes, ...], Entry]] = []
+        stack: list[tuple[tuple[bytes, ...], TreeId]] = [((), tree_id)]
+        while stack:
+            path, current = stack.pop()
+            listing = self.tree(current)
+            if listing is None:
+                raise ObjectMissing(f"the directory listing {current.hex()[:12]} is not on this node")
+            for entry in listing.entries:
+                inner = (*path, entry.name)
+                result.append((inner, entry))
+                if entry.kind == EntryKind.TREE:
+                    stack.append((inner, TreeId(entry.target)))
+        return result
+
+    # whole objects ---------------------------------------------------------------------------------------------
+
+    def row(self, object_id: ObjectId) -> Row | None:
+        """Return what the index knows of an object."""
+        return self.index.object(object_id)
+
+    def is_whole(self, object_id: ObjectId) -> bool:
+        """Whether all bytes of the object are here, synced."""
+        row = self.index.object(object_id)
+        return row is not None and row.whole
+
+    def held(self, object_id: ObjectId) -> Bits:
+        """Return the blocks of an object that can be served now."""
+        with self._lock:
+            arriving = self._arriving.get(object_id)
+        if arriving is not None:
+            return arriving.readable
+        row = self.index.object(object_id)
+        if row is None:
+            return 0
+        found = self.manifest(object_id) if row.whole else None
+        return bits.full(found.block_count) if found else row.present
+
+    def extents(self, object_id: ObjectId) -> list[Extent]:
+        """Return where the bytes of a whole object lie, in order. ObjectMissing when it is not whole here."""
+        row = self.index.object(object_id)
+        if row is None or not row.whole:
+            raise ObjectMissing(
+                f"object {object_id.hex()[:12]} is not complete on this node", cure="tbshare pull REF"
+            )
+        return self._extents(row)
+
+    def _extents(self, row: Row) -> list[Extent]:
+        if row.place == "packed":
+            place = self._place(Kind.CONTENT, row.id)
+            return [Extent(0, row.size, self.packs.path(place.pack), place.offset)]
+        path = Path(row.adopted) if row.adopted else self.home.object(row.id, row.place)
+        if row.place == "exact":
+            return [Extent(0, row.size, path, 0)]
+        found = self.manifest(row.id)
+        assert found is not None
+        assert found.header is not None
+        start = found.header.data_start
+        place = self._place(Kind.HEADER, row.id)
+        return [
+            Extent(0, start, self.packs.path(place.pack), place.offset),
+            Extent(start, row.size, path, start + -start % PAGE_BYTES),
+        ]
+
+    def _place(self, kind: Kind, object_id: ObjectId) -> Place:
+        place = self.index.record(kind, object_id)
+        if place is None:
+            raise ObjectMissing(
+                f"the bytes of object {object_id.hex()[:12]} are gone", cure="tbshare verify --repair"
+            )
+        return place
+
+    # reading blocks --------------------------------------------------------------------------------------------
+
+    def open_block(self, object_id: ObjectId, number: int) -> BlockBytes | None:
+        """Return where a block can be read, or None when it is not here. It was verified when it came in."""
+        with self._lock:
+            arriving = self._arriving.get(object_id)
+            if arriving is not None and not arriving.small:
+                if not arriving.readable >> number & 1:
+                    return None
+                return self._use(arriving.path, arriving.file_offset(number), arriving.manifest.lengths[number])
+        row = self.index.object(object_id)
+        found = self.manifest(object_id)
+        if row is None or not row.whole or found is None or number >= found.block_count:
+            return None
+        start, length = found.offsets[number], found.lengths[number]
+        for extent in self._extents(row):
+            if extent.start <= start < extent.end:
+                with self._lock, contextlib.suppress(FileNotFoundError):
+                    return self._use(extent.path, extent.offset + start - extent.start, length)
+        return None
+
+    def _use(self, path: Path, offset: int, length: int) -> BlockBytes:
+        opened = self._open.get(path)
+        if opened is None:
+            self._close_idle()
+            opened = _OpenFile(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+            self._open[path] = opened
+        opened.users += 1
+
+        def release() -> None:
+            with self._lock:
+                opened.users -= 1
+                if opened.users == 0 and self._open.get(path) is not opened:
+                    os.close(opened.descriptor)
+
+        return BlockBytes(opened.descriptor, offset, length, release)
+
+    def _close_idle(self) -> None:
+        if len(self._open) >= OPEN_FILES_MAX:
+            for path in [path for path, opened in self._open.items() if opened.users == 0]:
+                os.close(self._open.pop(path).descriptor)
+
+    def _forget_open(self, path: Path) -> None:
+        opened = self._open.pop(path, None)
+        if opened is not None and opened.users == 0:
+            os.close(opened.descriptor)
+
+    def read_block(self, object_id: ObjectId, number: int) -> bytes:
+        """Return a block's bytes, verified. ObjectMissing or BlockCorrupt."""
+        place = self.open_block(object_id, number)
+        found = self.manifest(object_id)
+        if place is None or found is None:
+            raise ObjectMissing(f"block {number} of object {object_id.hex()[:12]} is not on this node")
+        try:
+            data = os.pread(place.descriptor, place.length, place.offset)
+        finally:
+            place.release()
+        if len(data) != place.length or block_id(data) != found.block(number):
+            raise BlockCorrupt(
+                f"block {number} of object {object_id.hex()[:12]} is corrupt on disk",
+                cure="tbshare verify --repair",
+            )
+        return data
+
+    def find_block(self, block: BlockId) -> tuple[ObjectId, int] | None:
+        """Return an object that holds a block, and its number there."""
+        for object_id, number, whole in self.index.holders(block):
+            if whole or self.held(object_id) >> number & 1:
+                return object_id, number
+        return None
+
+    # arriving objects ------------------------------------------------------------------------------------------
+
+    def begin(self, found: Manifest) -> Arriving | None:
+        """Return the arriving object to write into, or None when it is whole already. DiskFull when no room."""
+        with self._lock:
+            arriving = self._arriving.get(found.id)
+            if arriving is not None:
+                return arriving
+            row = self.index.object(found.id)
+            if row is not None and row.whole:
+                return None
+            self.add_record(Kind.MANIFEST, found.id, found.encoded)
+            present = 0
+            if row is not None and self.home.partial(found.id).exists():
+                present = row.present & bits.full(found.block_count)
+            if not present:
+                self.check_room(found.size)
+            arriving = Arriving(found, self.home.partial(found.id), present)
+            if row is None:
+                self.index.put_object(found, whole=False, place=self._place_name(arriving))
+            self._arriving[found.id] = arriving
+            return arriving
+
+    @staticmethod
+    def _place_name(arriving: Arriving) -> str:
+        return "packed" if arriving.small else arriving.layout.name
+
+    def sync_arriving(self, batch: Iterable[Arriving]) -> None:
+        """Make what was written durable and record it. OSError when a disk failed; its blocks are absent again."""
+        grown: list[Arriving] = []
+        failure: OSError | None = None
+        for arriving in batch:
+            try:
+                if arriving.sync():
+                    grown.append(arriving)
+            except OSError as error:
+                failure = error
+        with self.index.transaction():
+            for arriving in grown:
+                self.index.set_present(arriving.manifest.id, arriving.present)
+        if failure is not None:
+            raise disk.translated(failure) from failure
+
+    def finish(self, batch: Sequence[Arriving]) -> None:
+        """Turn complete arriving objects into whole ones, durably, in one batch."""
+        self.sync_arriving(batch)
+        for arriving in batch:
+            assert arriving.complete
+            if arriving.small:
+                self.add_record(Kind.CONTENT, arriving.manifest.id, arriving.content())
+            elif arriving.layout.shift:
+                self._keep_header(arriving)
+        self.sync_records()
+        folders: set[Path] = set()
+        for arriving in batch:
+            if not arriving.small:
+                folders.add(self._settle(arriving))
+        for folder in folders:
+            disk.sync_directory(folder)
+        with self._lock, self.index.transaction():
+            for arriving in batch:
+                self.index.put_object(arriving.manifest, whole=True, place=self._place_name(arriving))
+                self._arriving.pop(arriving.manifest.id, None)
+                self._forget_open(arriving.path)
+                arriving.close()
+
+    def _keep_header(self, arriving: Arriving) -> None:
+        """Keep the original header in a pack, before the file's own is padded."""
+        found = arriving.manifest
+        assert found.header is not None
+        if self.index.record(Kind.HEADER, found.id) is None:
+            original = os.pread(arriving.descriptor, found.header.data_start, 0)
+            self.add_record(Kind.HEADER, found.id, original)
+
+    def _settle(self, arriving: Arriving) -> Path:
+        """Pad the header if the layout says so, sync, and give the file its final name."""
+        found, shift = arriving.manifest, arriving.layout.shift
+        if shift:
+            original = self.record(Kind.HEADER, found.id)
+            assert original is not None
+            disk.write_all(arriving.descriptor, padded(original, len(original) + shift), 0)
+            disk.sync_file(arriving.descriptor)
+        os.fchmod(arriving.descriptor, stat.S_IRUSR | stat.S_IRGRP | stat.S_IROTH)
+        final = self.home.object(found.id, arriving.layout.name)
+        disk.make_directory(final.parent)
+        os.rename(arriving.path, final)
+        return final.parent
+
+    def add_small(self, found: Manifest, content: bytes) -> None:
+        """Keep an object of up to 64 KiB; durable after `sync_records`."""
+        assert len(content) == found.size <= SMALL_BYTES
+        self.add_record(Kind.MANIFEST, found.id, found.encoded)
+        self.add_record(Kind.CONTENT, found.id, content)
+        self.index.put_object(found, whole=True, place="packed")
+
+    def adopt_file(self, found: Manifest, temporary: Path, place: str) -> None:
+        """Give a synced file below tmp/ its name as a whole object; an object that is whole already stays."""
+        self.add_record(Kind.MANIFEST, found.id, found.encoded)
+        self.sync_records()
+        with self._lock:
+            row = self.index.object(found.id)
+            if row is not None and row.whole:
+                temporary.unlink()
+                return
+            final = self.home.object(found.id, place)
+            disk.make_directory(final.parent)
+            os.chmod(temporary, 0o444)
+            disk.publish(temporary, final)
+            arriving = self._arriving.pop(found.id, None)
+            if arriving is not None:
+                self._forget_open(arriving.path)
+                arriving.close()
+            self.home.partial(found.id).unlink(missing_ok=True)
+            self.index.put_object(found, whole=True, place=place)
+
+    def abandon(self, object_id: ObjectId) -> None:
+        """Close an arriving object; what is present of it stays for the next attempt."""
+        with self._lock:
+            arriving = self._arriving.pop(object_id, None)
+            if arriving is not None:
+                self._forget_open(arriving.path)
+                arriving.close()
+
+    # room ------------------------------------------------------------------------------------------------------
+
+    def room_bytes(self) -> int:
+        """Return how many more bytes may be taken in now."""
+        free, _ = disk.free_bytes(self.home.root)
+        room = free - self.keep_free_bytes - self._promised_bytes
+        if self.max_bytes:
+            room = min(room, self.max_bytes - self.used_bytes())
+        return max(0, room)
+
+    def used_bytes(self) -> int:
+        """Return the bytes of all objects here, shared or not."""
+        return sum(row.size for row in self.index.objects())
+
+    def check_room(self, size: int) -> None:
+        """DiskFull unless `size` more bytes may be taken in."""
+        room = self.room_bytes()
+        if size > room:
+            raise DiskFull(
+                f"no room for {size / 1e9:.2f} GB: {room / 1e9:.2f} GB may be used at {self.home.root}",
+                cure="tbshare du; tbshare gc --now",
+            )
+
+    def close(self) -> None:
+        """Sync what is written, and let go of the store."""
+        with self._lock:
+            with contextlib.suppress(OSError, DiskFull):
+                self.sync_arriving(self._arriving.values())
+            for arriving in self._arriving.values():
+                arriving.close()
+            self._arriving.clear()
+            for opened in self._open.values():
+                os.close(opened.descriptor)
+            self._open.clear()
+            self.packs.close()
+            self.index.close()
+            os.close(self._lock_descriptor)
