@@ -10,6 +10,9 @@ from tbshare.errors import FormatInvalid
 
 Bits = int
 
+_PART_BITS = 2048  # of a set unpacked at a time: arithmetic on so short an integer is quick
+_PART = (1 << _PART_BITS) - 1
+
 
 def full(count: int) -> Bits:
     """Return the set {0 .. count-1}."""
@@ -22,6 +25,11 @@ def of(numbers: Iterable[int]) -> Bits:
     for number in numbers:
         bits |= 1 << number
     return bits
+
+
+def contains(bits: Bits, number: int) -> bool:
+    """Return whether the number is in the set."""
+    return bool(bits >> number & 1)
 
 
 def lowest(bits: Bits) -> int:
@@ -67,3 +75,73 @@ def from_runs(encoded: Iterable[tuple[int, int]], count: int) -> Bits:
         bits |= full(length) << start
         previous = start + length
     return bits
+
+
+def ascending(bits: Bits) -> Iterator[int]:
+    """Yield the members in order, for a reader that stops early: the first costs a few operations on the set."""
+    base = 0
+    while bits:
+        gap = lowest(bits)
+        bits >>= gap
+        base += gap
+        part = bits & _PART
+        while part:
+            bit = part & -part
+            yield base + bit.bit_length() - 1
+            part ^= bit
+        bits >>= _PART_BITS
+        base += _PART_BITS
+
+
+def descending(bits: Bits) -> Iterator[int]:
+    """Yield the members from the largest down, for a reader that stops early."""
+    while bits:
+        base = max(0, bits.bit_length() - _PART_BITS)
+        part = bits >> base
+        bits ^= part << base
+        while part:
+            top = part.bit_length() - 1
+            yield base + top
+            part ^= 1 << top
+
+
+def periodic(pattern: Bits, period: int, count: int) -> Bits:
+    """Return the numbers below `count` that are, modulo `period`, in `pattern` (itself below `period`)."""
+    assert period > 0
+    assert pattern >> period == 0
+    bits = pattern
+    while period < count:
+        bits |= bits << period
+        period *= 2
+    return bits & full(count)
+
+
+def planes(sets: Iterable[Bits]) -> list[Bits]:
+    """Return, for every number at once, in how many of the sets it is, as binary digits.
+
+    Number i is in sum(2**k for k if i in planes[k]) of the sets. Two operations per set and digit, however
+    many numbers there are.
+    """
+    digits: list[Bits] = []
+    for added in sets:
+        carry = added
+        for place, digit in enumerate(digits):
+            if not carry:
+                break
+            digits[place] = digit ^ carry
+            carry &= digit
+        if carry:
+            digits.append(carry)
+    return digits
+
+
+def by_count(bits: Bits, digits: list[Bits]) -> Iterator[Bits]:
+    """Split a set by the counts in `planes`, the rarest part first; parts are apart and not empty."""
+    if not bits:
+        return
+    if not digits:
+        yield bits
+        return
+    often = bits & digits[-1]
+    yield from by_count(bits ^ often, digits[:-1])
+    yield from by_count(often, digits[:-1])

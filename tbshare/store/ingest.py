@@ -261,6 +261,18 @@ def _marks(status: os.stat_result) -> tuple[int, int, int]:
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
+def read_header(file: SourceFile) -> tuple[Header | None, str]:
+    """Return the tensors of a weights file that is not taken in, or why there are none. InputRefused."""
+    try:
+        descriptor = os.open(file.real, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        raise InputRefused(f"{shown(file.path)}: {error.strerror}") from error
+    try:
+        return _header(file, descriptor, os.fstat(descriptor).st_size)
+    finally:
+        os.close(descriptor)
+
+
 def _header(file: SourceFile, descriptor: int, size: int) -> tuple[Header | None, str]:
     """Return the tensors of a weights file, or None and, where one was to be expected, why there are none."""
     suffix = os.path.splitext(os.fsdecode(file.path[-1]))[1].lower()

@@ -128,7 +128,7 @@ class Store:
         return found
 
     def objects_below(self, tree_id: TreeId) -> list[ObjectId]:
-        """Return the objects of a tree, each once, in the order of a walk. ObjectMissing when a tree is not here."""
+        """Return the objects of a tree, each once, in the order of a walk. ObjectMissing."""
         return list(dict.fromkeys(object_id for _, object_id, _ in self.files_below(tree_id)))
 
     def files_below(self, tree_id: TreeId) -> list[tuple[tuple[bytes, ...], ObjectId, Entry]]:
@@ -249,6 +249,11 @@ class Store:
         if len(self._open) >= OPEN_FILES_MAX:
             for path in [path for path, opened in self._open.items() if opened.users == 0]:
                 os.close(self._open.pop(path).descriptor)
+
+    def forget_path(self, path: Path) -> None:
+        """Close a file that is about to go; who reads from it now may finish."""
+        with self._lock:
+            self._forget_open(path)
 
     def _forget_open(self, path: Path) -> None:
         opened = self._open.pop(path, None)

@@ -13,7 +13,7 @@ from tbshare.wire import limits
 
 Hash = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=255)]
-Number = Annotated[int, msgspec.Meta(ge=0, lt=1 << 63)]
+Number = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
 Runs = list[tuple[Number, Number]]
 
 
@@ -141,7 +141,8 @@ class LaneOpen(Message, frozen=True, tag="lane-open"):
 class LaneReady(Message, frozen=True, tag="lane-ready"):
     """The lane may be dialled once with this token; `key` seals payload towards the fetcher."""
 
-    lane: Number
+    lane: Number  # as in LaneOpen
+    admission: Number  # what the greeting on the lane says; the provider's own numbering
     token: Hash
     key: bytes  # 32 bytes, or empty when not sealed
     port: Number
@@ -199,10 +200,31 @@ class Progress(Message, frozen=True, tag="progress"):
     reason: str = ""
 
 
-class Unpushed(Message, frozen=True, tag="unpushed"):
-    """Reserved: the pusher stopped; receivers keep what they have."""
+class Introduced(msgspec.Struct, frozen=True):
+    """Where a node can be dialled."""
 
-    tree: Hash
+    node: Hash
+    addresses: list[str]
+
+
+class Introduce(Message, frozen=True, tag="introduce"):
+    """Addresses of other members, as the sender knows them."""
+
+    nodes: list[Introduced]
+
+
+class Keeps(Message, frozen=True, tag="keeps"):
+    """Trees of refs that the sender holds whole and synced, and those it no longer does."""
+
+    trees: list[Hash]
+    gone: list[Hash] = []
+
+
+class Corrupt(Message, frozen=True, tag="corrupt"):
+    """A block came from the receiver of this message with other bytes than its id says; it should verify it."""
+
+    object: Hash
+    index: Number
 
 
 AnyMessage = (
@@ -223,7 +245,9 @@ AnyMessage = (
     | Refused
     | Cancel
     | Progress
-    | Unpushed
+    | Introduce
+    | Keeps
+    | Corrupt
 )
 
 _encoder = msgspec.msgpack.Encoder()

@@ -1,0 +1,132 @@
+"""Care of the store: du, gc, verify, volume ls."""
+
+from typing import Annotated
+
+import typer
+
+from tbshare.cli import amount, show
+from tbshare.cli.complete import complete_ref
+from tbshare.cli.examples import examples
+from tbshare.cli.models import AsJson, AsJsonLines
+from tbshare.cli.session import connect
+from tbshare.cli.watch import TransferWatch
+from tbshare.errors import ExitStatus, Interrupted
+from tbshare.wire import report
+
+BLOCK_ID_SHOWN = 12  # hex digits
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this module."""
+    app.command("du", epilog=examples("du", "du --json"))(disk_use)
+    app.command("gc", epilog=examples("gc", "gc --now"))(gc)
+    app.command("verify", epilog=examples("verify", "verify llama-70b --repair"))(verify)
+    volume = typer.Typer(help="Volumes: namespaces of refs.", rich_markup_mode=None)
+    volume.callback()(_volume)
+    volume.command("ls", epilog=examples("volume ls"))(volume_list)
+    app.add_typer(volume, name="volume")
+
+
+def _volume() -> None:
+    """Volumes: namespaces of refs."""
+
+
+def disk_use(context: typer.Context, as_json: AsJson = False) -> int:
+    """Say what the store takes on disk, and what is truly shared there."""
+    with connect(context) as client:
+        use = client.du()
+    if as_json:
+        show.json(use)
+        return ExitStatus.DONE
+    if use.lines:
+        rows = [
+            [
+                line.ref + (" (pinned)" if line.pinned else ""),
+                amount.size(line.logical_bytes),
+                amount.size(line.here_bytes),
+                amount.size(line.unique_bytes),
+            ]
+            for line in use.lines
+        ]
+        show.table(["REF", "SIZE", "HERE", "FREED BY EVICT"], rows, right=[1, 2, 3])
+        show.line()
+    facts = [
+        ("all refs together", use.logical_bytes),
+        ("different bytes", use.unique_bytes),
+        ("shared on disk", use.shared_bytes),
+        ("on disk", use.disk_bytes),
+        ("reclaimable", use.reclaimable_bytes),
+        ("in quarantine", use.quarantine_bytes),
+        ("reserved", use.reserved_bytes),
+        ("free", use.free_bytes),
+        ("kept free", use.keep_free_bytes),
+    ]
+    show.table([use.path, ""], [[name, amount.size(number)] for name, number in facts], right=[1])
+    return ExitStatus.DONE
+
+
+def gc(
+    context: typer.Context,
+    now: Annotated[bool, typer.Option("--now", help="Do not wait for the grace time.")] = False,
+    as_json: AsJson = False,
+) -> int:
+    """Free what no ref, pin, lease or run needs any more."""
+    with connect(context) as client:
+        freed = client.gc(now=now)
+    if as_json:
+        show.json(freed)
+        return ExitStatus.DONE
+    show.line(f"freed {amount.size(freed.bytes_freed)} in {amount.count(freed.objects, 'object')}")
+    if freed.bytes_waiting:
+        show.line(f"{amount.size(freed.bytes_waiting)} wait for their grace time; tbshare gc --now frees them")
+    for held in freed.held:
+        show.line(f"{amount.size(held.bytes)} held back by {held.by}" + (f": {held.text}" if held.text else ""))
+    return ExitStatus.DONE
+
+
+def verify(
+    context: typer.Context,
+    ref: Annotated[
+        str, typer.Argument(metavar="[REF]", help="Else everything here.", autocompletion=complete_ref)
+    ] = "",
+    repair: Annotated[bool, typer.Option("--repair", help="Fetch corrupt blocks again.")] = False,
+    as_json: AsJsonLines = False,
+) -> int:
+    """Hash every byte here again. Exit status 1 when something is corrupt and not repaired."""
+    watch = TransferWatch(as_json=as_json)
+    try:
+        with connect(context) as client, watch:
+            found = client.verify(ref, repair=repair, on_event=watch.event)
+    except KeyboardInterrupt:
+        raise Interrupted("interrupted; nothing was changed by looking", cure="tbshare verify") from None
+    if as_json:
+        show.json({"event": "result", "result": found})
+    else:
+        _say_found(found, ref)
+    return ExitStatus.DONE if found.corrupt == found.repaired else ExitStatus.FAILED
+
+
+def _say_found(found: report.VerifyReport, ref: str) -> None:
+    for problem in found.problems:
+        fate = "repaired" if problem.repaired else "not repaired"
+        show.aside(f"corrupt: {problem.path}, block {problem.block[:BLOCK_ID_SHOWN]}: {problem.text}; {fate}")
+    took = amount.duration(found.seconds)
+    text = f"verified {amount.size(found.bytes)} in {amount.count(found.blocks, 'block')} in {took}"
+    if not found.corrupt:
+        show.line(f"{text}: all as it should be")
+        return
+    show.line(f"{text}: {found.corrupt} corrupt, {found.quarantined} in quarantine, {found.repaired} repaired")
+    if found.corrupt > found.repaired:
+        show.aside(f"  try: tbshare verify {ref + ' ' if ref else ''}--repair")
+
+
+def volume_list(context: typer.Context, as_json: AsJson = False) -> int:
+    """List the volumes."""
+    with connect(context) as client:
+        listed = client.volume_list()
+    if as_json:
+        show.json(listed)
+        return ExitStatus.DONE
+    rows = [[line.name, line.mode, str(line.refs), amount.size(line.size_bytes)] for line in listed.volumes]
+    show.table(["VOLUME", "MODE", "REFS", "SIZE"], rows, right=[2, 3])
+    return ExitStatus.DONE

@@ -1,0 +1,204 @@
+"""The only module that prints: lines, tables, JSON, errors, progress.
+
+What a command answers goes to stdout; errors, notes and progress go to stderr. Names come from disks and other
+machines, so nothing is printed that could steer the terminal.
+"""
+
+import io
+import os
+import shutil
+import sys
+import time
+import unicodedata
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Self, TextIO
+
+import msgspec
+
+from tbshare.errors import TbshareError
+
+FRAME_SECONDS = 0.1  # between two drawings on a terminal
+PLAIN_SECONDS = 2.0  # between two lines where there is no terminal
+FALLBACK_CURE = "tbshare status"
+_KEPT_IN_PROSE = "\n\t\u200c\u200d"  # a model's text has lines, and joiners inside emoji and Indic words
+
+
+def printable(text: str) -> str:
+    """Return the text on one line, with everything that is no visible character written as an escape."""
+    if text.isprintable():
+        return text
+    return "".join(letter if letter.isprintable() else _escaped(letter) for letter in text)
+
+
+def line(text: str = "") -> None:
+    """Print one line of the answer."""
+    _write(sys.stdout, printable(text) + "\n")
+
+
+def prose(text: str) -> None:
+    """Print a piece of a model's answer at once, without what could steer the terminal."""
+    kept = "".join(letter for letter in text if letter.isprintable() or letter in _KEPT_IN_PROSE)
+    _write(sys.stdout, kept)
+    sys.stdout.flush()
+
+
+def aside(text: str) -> None:
+    """Print one line that is not the answer: a note, a warning, a question."""
+    _write(sys.stderr, printable(text) + "\n")
+
+
+def block(text: str) -> None:
+    """Print text of our own that has several lines."""
+    _write(sys.stdout, text.rstrip("\n") + "\n")
+
+
+def json(value: object) -> None:
+    """Print one JSON object on one line, at once: whoever reads a stream waits for it."""
+    _write(sys.stdout, msgspec.json.encode(value).decode() + "\n")
+    sys.stdout.flush()
+
+
+def failure(error: TbshareError) -> None:
+    """Print an error: one line, and one line that says what to do."""
+    aside(f"error: {error}")
+    aside(f"  try: {error.cure or FALLBACK_CURE}")
+
+
+def table(headings: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[int] = ()) -> None:
+    """Print columns; those numbered in `right` are flush right."""
+    cells = [[printable(cell) for cell in row] for row in (headings, *rows)]
+    widths = [max(width(row[column]) for row in cells) for column in range(len(headings))]
+    for row in cells:
+        padded = [
+            " " * (widths[column] - width(cell)) + cell
+            if column in right
+            else cell + " " * (widths[column] - width(cell))
+            for column, cell in enumerate(row)
+        ]
+        _write(sys.stdout, "  ".join(padded).rstrip() + "\n")
+
+
+def ask(question: str) -> bool:
+    """Ask on the terminal; anything but yes is no."""
+    _write(sys.stderr, printable(question) + " [y/N] ")
+    sys.stderr.flush()
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
+def can_ask() -> bool:
+    """Whether somebody is there to answer."""
+    return sys.stdin.isatty() and sys.stderr.isatty()
+
+
+def width(text: str) -> int:
+    """Return how many columns the text takes on a terminal."""
+    if text.isascii():
+        return len(text)
+    return sum(_columns(letter) for letter in text)
+
+
+def clipped(text: str, columns: int) -> str:
+    """Return the text, cut with an ellipsis to at most `columns`."""
+    if width(text) <= columns:
+        return text
+    kept: list[str] = []
+    used = 1
+    for letter in text:
+        used += _columns(letter)
+        if used > columns:
+            break
+        kept.append(letter)
+    return "".join(kept) + "…"
+
+
+class Progress:
+    """What goes on, on stderr: redrawn in place on a terminal, else a plain line now and then.
+
+    `update` takes the lines for a terminal and one short line for elsewhere; `changed` prints that one at once.
+    """
+
+    def __init__(self, *, silent: bool = False, clock: Callable[[], float] = time.monotonic) -> None:
+        self._stream = sys.stderr
+        self._silent = silent
+        self._live = not silent and self._stream.isatty() and os.environ.get("TERM", "") not in ("", "dumb")
+        self._clock = clock
+        self._drawn = 0  # lines on the terminal that the next drawing replaces
+        self._last_seconds = -PLAIN_SECONDS
+        self._last_line = ""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.clear()
+
+    def update(self, live: Callable[[int], list[str]], plain: Callable[[], str], *, changed: bool = False) -> None:
+        """Show where it is; `live(columns)` gives the lines for a terminal."""
+        now = self._clock()
+        if self._silent or (not changed and now - self._last_seconds < self._interval()):
+            return
+        self._last_seconds = now
+        if self._live:
+            columns = shutil.get_terminal_size().columns - 1  # the last one would wrap on some terminals
+            self._draw([clipped(printable(text), columns) for text in live(columns)])
+            return
+        text = printable(plain())
+        if text != self._last_line:
+            self._last_line = text
+            _write(self._stream, text + "\n")
+
+    def aside(self, text: str) -> None:
+        """Print a line that stays, above what is redrawn."""
+        if not self._silent:
+            self.clear()
+            aside(text)
+
+    def clear(self) -> None:
+        """Take what was drawn off the terminal."""
+        if self._drawn:
+            _write(self._stream, f"\x1b[{self._drawn}A\r\x1b[J")
+            self._stream.flush()
+            self._drawn = 0
+
+    def _interval(self) -> float:
+        return FRAME_SECONDS if self._live else PLAIN_SECONDS
+
+    def _draw(self, lines: list[str]) -> None:
+        """Write the lines over the ones before, in one write so that nothing flickers."""
+        up = f"\x1b[{self._drawn}A\r" if self._drawn else ""
+        _write(self._stream, up + "".join(f"{text}\x1b[K\n" for text in lines) + "\x1b[J")
+        self._stream.flush()
+        self._drawn = len(lines)
+
+
+def flush() -> None:
+    """Write out what is buffered; BrokenPipeError when nobody reads any more."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+
+
+def abandon() -> None:
+    """Send what is still buffered nowhere: the reader of stdout has gone (`tbshare ls | head -1`)."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
+
+
+def _write(stream: TextIO, text: str) -> None:
+    """Write text; what the stream's encoding has no letters for is escaped."""
+    if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+        stream.reconfigure(errors="backslashreplace")
+    stream.write(text)
+
+
+def _escaped(letter: str) -> str:
+    return letter.encode("unicode_escape", "backslashreplace").decode("ascii")
+
+
+def _columns(letter: str) -> int:
+    if unicodedata.combining(letter):
+        return 0
+    return 2 if unicodedata.east_asian_width(letter) in "WF" else 1

@@ -1,0 +1,263 @@
+"""Care for the bytes: garbage, verification and repair, what the disk holds."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from functools import partial
+
+import trio
+
+from tbshare.content.block import ObjectId, TreeId
+from tbshare.daemon.control import Emit
+from tbshare.daemon.refs import Refs
+from tbshare.daemon.service import Service
+from tbshare.errors import Interrupted, ObjectMissing, TbshareError
+from tbshare.store import care
+from tbshare.store.care import Damage
+from tbshare.volumes.fold import State
+from tbshare.wire.local import GcParams, VerifyParams
+from tbshare.wire.report import Checked, DiskUse, DuLine, GcReport, HeldLine, Problem, VerifyReport
+
+_log = logging.getLogger("tbshare.daemon.keep")
+GC_SECONDS = 3600.0
+REPAIR_SECONDS = 60.0  # that `verify --repair` waits for the blocks it asked for
+
+
+class Keep:
+    """Answers gc, verify and du, and looks after complaints of peers."""
+
+    def __init__(self, service: Service, refs: Refs) -> None:
+        self.service, self.refs = service, refs
+        self._lock = trio.Lock()
+
+    async def run(self) -> None:
+        """Verify what peers complained of, and collect garbage from time to time; for ever."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._collect_now_and_then)
+            while True:
+                await self.service.provider.suspected.wait()
+                self.service.provider.suspected = trio.Event()
+                suspects, self.service.provider.suspects = self.service.provider.suspects, []
+                for object_id in dict.fromkeys(object_id for object_id, _ in suspects):
+                    damage = await self._verify_object(object_id, lambda _: None, lambda: False)
+                    if damage is not None:
+                        await self._quarantine(damage)
+
+    async def _collect_now_and_then(self) -> None:
+        while True:
+            await trio.sleep(GC_SECONDS)
+            try:
+                await self.gc(GcParams())
+            except TbshareError as error:
+                _log.warning("garbage was not collected: %s", error)
+
+    # garbage ---------------------------------------------------------------------------------------------------
+
+    def _needed_trees(self, state: State, now_ns: int, *, now: bool) -> tuple[set[bytes], int, dict[bytes, int]]:
+        """Return the trees that must stay, the bytes waiting for the grace time, and who holds back how much."""
+        service = self.service
+        trees = {version.tree for versions in state.refs.values() for version in versions}
+        trees |= {pin.what for pin in service.log.pins.list()} | {
+            lease.what for lease in service.log.leases.list()
+        }
+        trees -= {tree for tree in service.evicted.trees if not service.log.leases.list(tree)}
+        grace_ns = service.config.number("store.grace_days") * 86400 * 10**9
+        waiting, held = 0, dict[bytes, int]()
+        for removed in state.refs_removed:
+            behind = service.log.unacknowledged(removed.version.entries[-1])
+            for node in behind:
+                held[node] = held.get(node, 0) + removed.version.size_bytes
+            if behind or (not now and now_ns - removed.time_ns < grace_ns):
+                trees.add(removed.version.tree)
+                waiting += 0 if behind else removed.version.size_bytes
+        return trees, waiting, held
+
+    async def gc(self, params: GcParams) -> GcReport:
+        """Free what no ref, pin, lease or transfer needs and every member has seen removed."""
+        service = self.service
+        started = time.monotonic()
+        state = await service.mesh.state()
+        trees, waiting, held = await trio.to_thread.run_sync(
+            partial(self._needed_trees, state, time.time_ns(), now=params.now)
+        )
+        trees |= set(service.replicator.jobs)
+        async with self._lock:
+            live, live_trees = await trio.to_thread.run_sync(self._live, trees)
+            objects, freed = await trio.to_thread.run_sync(care.collect, service.store, live, live_trees)
+        for tree in service.replicator.whole - trees:
+            await service.replicator.note_gone(tree)
+        names = {node: member.name for node, member in state.members.items()}
+        lines = [
+            HeldLine(names.get(node, node[:4].hex()), size, "has not seen the removal")
+            for node, size in held.items()
+        ]
+        return GcReport(objects, freed, waiting, lines, time.monotonic() - started)
+
+    def _live(self, trees: set[bytes]) -> tuple[set[bytes], set[bytes]]:
+        """Return the objects and the trees below these."""
+        store, live, live_trees = self.service.store, set[bytes](), set[bytes]()
+        for tree in trees:
+            live_trees.add(tree)
+            try:
+                for _, entry in store.walk(TreeId(tree)):
+                    (live_trees if entry.kind == 1 else live).add(entry.target)
+            except ObjectMissing:
+                continue  # its listing is not here, so none of its objects is needed here
+        return live, live_trees
+
+    # verify ----------------------------------------------------------------------------------------------------
+
+    async def verify(self, params: VerifyParams, emit: Emit) -> VerifyReport:
+        """Hash everything again; quarantine what is wrong and, if asked, wait until it is here again."""
+        service = self.service
+        started = time.monotonic()
+        state = await service.mesh.state()
+        if params.ref:
+            version = state.resolve(params.ref)
+            objects = await trio.to_thread.run_sync(service.store.objects_below, TreeId(version.tree))
+        else:
+            objects = [row.id for row in service.store.index.objects() if row.whole]
+        total = sum(row.size for object_id in objects if (row := service.store.row(object_id)))
+        process = service.processes.begin("verify", params.ref or "everything")
+        process.bytes_total = total
+        done, damages, stop = [0], list[Damage](), threading.Event()
+        process.on_stop = stop.set
+        with process.scope:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._say, done, total, damages, started, emit)
+                try:
+                    for object_id in objects:
+
+                        def advance(count: int) -> None:
+                            done[0] += count
+                            process.bytes_done = done[0]
+
+                        if service.store.is_whole(object_id):
+                            damage = await self._verify_object(object_id, advance, stop.is_set)
+                            if damage is not None:
+                                damages.append(damage)
+                finally:
+                    stop.set()
+                nursery.cancel_scope.cancel()
+        if process.scope.cancelled_caught:
+            process.end("stopped")
+            raise Interrupted("verify was stopped")
+        for damage in damages:
+            await self._quarantine(damage)
+        repaired = await self._repair(damages) if params.repair and damages else set[bytes]()
+        process.end("done")
+        problems = await trio.to_thread.run_sync(self._problems, state, damages, repaired)
+        return VerifyReport(
+            bytes=done[0],
+            blocks=sum(found.block_count for each in objects if (found := service.store.manifest(each))),
+            corrupt=sum(len(damage.blocks) for damage in damages),
+            quarantined=len(damages),
+            repaired=len(repaired),
+            seconds=time.monotonic() - started,
+            problems=problems,
+        )
+
+    async def _verify_object(
+        self, object_id: ObjectId, advance: Callable[[int], None], stopped: Callable[[], bool]
+    ) -> Damage | None:
+        work = partial(care.verify_object, self.service.store, object_id, advance=advance, stopped=stopped)
+        return await trio.to_thread.run_sync(work)
+
+    async def _say(self, done: list[int], total: int, damages: list[Damage], started: float, emit: Emit) -> None:
+        while True:
+            await trio.sleep(0.25)
+            await emit(Checked(done[0], total, len(damages), done[0] / (time.monotonic() - started)))
+
+    async def _quarantine(self, damage: Damage) -> None:
+        """Put a damaged object aside and let the replicator fetch what is missing."""
+        service = self.service
+        _log.warning("object %s: %s; it is put into quarantine", damage.object_id.hex(), damage.text)
+        await trio.to_thread.run_sync(care.quarantine, service.store, damage)
+        for tree in list(service.replicator.whole):
+            if damage.object_id in await trio.to_thread.run_sync(service.store.objects_below, TreeId(tree)):
+                await service.replicator.note_gone(tree)
+        service.replicator.poke()
+
+    async def _repair(self, damages: list[Damage]) -> set[bytes]:
+        """Wait until the damaged objects are whole again; return those that are."""
+        store = self.service.store
+        with trio.move_on_after(REPAIR_SECONDS):
+            while not all(store.is_whole(damage.object_id) for damage in damages):
+                event = trio.Event()
+                self.service.replicator.watchers.add(event)
+                with trio.move_on_after(1):
+                    await event.wait()
+                self.service.replicator.watchers.discard(event)
+        return {damage.object_id for damage in damages if store.is_whole(damage.object_id)}
+
+    def _problems(self, state: State, damages: list[Damage], repaired: set[bytes]) -> list[Problem]:
+        names: dict[bytes, tuple[str, str]] = {}
+        for versions in state.refs.values():
+            for version in versions:
+                try:
+                    files = self.service.store.files_below(TreeId(version.tree))
+                except ObjectMissing:
+                    continue
+                for path, object_id, _ in files:
+                    names[object_id] = (
+                        b"/".join(path).decode("utf-8", "replace"),
+                        str(version),
+                    )
+        return [
+            Problem(
+                path=names.get(damage.object_id, (damage.object_id.hex()[:12], ""))[0],
+                block=" ".join(map(str, damage.blocks[:20])),
+                text=damage.text,
+                ref=names.get(damage.object_id, ("", ""))[1],
+                repaired=damage.object_id in repaired,
+            )
+            for damage in damages
+        ]
+
+    # du --------------------------------------------------------------------------------------------------------
+
+    async def du(self) -> DiskUse:
+        """Count what the store takes."""
+        state = await self.service.mesh.state()
+        return await trio.to_thread.run_sync(self._du, state)
+
+    def _du(self, state: State) -> DiskUse:
+        service, store = self.service, self.service.store
+        counted = care.disk_bytes(store)
+        by_ref: list[tuple[str, bytes, int, list[ObjectId]]] = []
+        for versions in state.refs.values():
+            for version in versions:
+                try:
+                    objects = store.objects_below(TreeId(version.tree))
+                except ObjectMissing:
+                    objects = []
+                text = str(version)
+                by_ref.append((text, version.tree, version.size_bytes, objects))
+        lines: list[DuLine] = []
+        for text, tree, size, objects in by_ref:
+            others = (each for other, _, _, kept in by_ref if other != text for each in kept)
+            lines.append(
+                DuLine(
+                    ref=text,
+                    logical_bytes=size,
+                    here_bytes=self.refs.bytes_here(tree),
+                    unique_bytes=care.unique_to(store, objects, others),
+                    pinned=bool(service.log.pins.list(tree)),
+                )
+            )
+        live = {object_id for *_, objects in by_ref for object_id in objects}
+        reclaimable = sum(row.size for row in store.index.objects() if row.id not in live)
+        free = store.room_bytes()
+        return DiskUse(
+            path=str(store.home.root),
+            logical_bytes=counted.logical,
+            unique_bytes=counted.unique,
+            shared_bytes=counted.shared,
+            disk_bytes=counted.disk,
+            reclaimable_bytes=reclaimable,
+            quarantine_bytes=counted.quarantine,
+            free_bytes=free,
+            keep_free_bytes=store.keep_free_bytes,
+            lines=sorted(lines, key=lambda line: line.ref),
+        )

@@ -1,0 +1,1 @@
+"""The other nodes: identity, pairing, and who fetches which block from whom."""

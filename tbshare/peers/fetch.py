@@ -1,0 +1,465 @@
+"""One tree comes to this node: from its manifests to the last synced block.
+
+Blocks are numbered over all objects of the tree in the order of a walk; such a number is a *unit*. A unit is
+
+    here         written, or present: it may be announced
+    local        its bytes are somewhere in this store and are being copied, hashed again
+    copy         the same block as an earlier unit of this tree: filled from that one
+    in flight    asked of a peer
+    needed       none of these: what `plan` chooses from
+
+All of it belongs to the trio thread; lanes write blocks in their own threads and report by `arrived`.
+"""
+
+import logging
+import time
+from collections.abc import Sequence
+from functools import partial
+
+import trio
+
+from tbshare.content import bits
+from tbshare.content.bits import Bits
+from tbshare.content.block import BlockId, ObjectId, TreeId
+from tbshare.errors import BlockCorrupt, DiskFull, ObjectMissing, TbshareError
+from tbshare.peers.lanes import Lanes, PeerLanes
+from tbshare.peers.mesh import Mesh, Peer
+from tbshare.peers.plan import PeerView, Request, plan, steals, window
+from tbshare.peers.provide import Provider
+from tbshare.peers.records import RecordFetcher
+from tbshare.store.arriving import Arriving
+from tbshare.store.disk import translated
+from tbshare.store.store import Store
+from tbshare.transport.link import Target
+from tbshare.wire.message import Have, Holding, Progress, Source, Unwant, Want
+
+_log = logging.getLogger("tbshare.peers.fetch")
+SYNC_SECONDS = 1.0
+SYNC_BYTES = 256 * 1024 * 1024  # at most this much is written and not synced when a second has passed
+ANNOUNCE_SECONDS = 0.02
+PROGRESS_SECONDS = 0.25
+TICK_SECONDS = 0.1
+WRONG_BLOCKS_MAX = 3  # from one peer; then it is not asked any more for this tree
+REUSE_BATCH = 32
+
+
+class _Holder:
+    """What one peer holds of the tree, and what it has given."""
+
+    def __init__(self, peer: Peer) -> None:
+        self.peer = peer
+        self.holds: Bits = 0
+        self.told = False
+        self.wrong = 0
+        self.bytes = 0
+
+
+class TreeFetch:
+    """The fetch of one tree. `run` returns when it is whole and synced."""
+
+    def __init__(
+        self,
+        tree: TreeId,
+        volume: str,
+        *,
+        store: Store,
+        mesh: Mesh,
+        records: RecordFetcher,
+        provider: Provider,
+        lanes: Lanes,
+    ) -> None:
+        self.tree: bytes = tree
+        self.volume = volume
+        self._store, self._mesh, self._records = store, mesh, records
+        self._provider, self._lanes = provider, lanes
+        self.state, self.reason = "waiting", ""
+        self.bytes_total = self.bytes_moved = self.bytes_reused = self.bytes_start = 0
+        self._arriving: list[Arriving] = []
+        self._units: list[tuple[Arriving, int]] = []
+        self._first_unit: dict[bytes, int] = {}  # object -> its first unit
+        self._sizes: list[int] = []
+        self._here: Bits = 0
+        self._held_back: Bits = 0  # local and copies
+        self._copies: dict[int, list[int]] = {}  # unit -> later units with the same block
+        self._in_flight: dict[int, bytes] = {}
+        self._holders: dict[bytes, _Holder] = {}
+        self._early: list[tuple[Peer, Have]] = []
+        self._new: list[int] = []  # units to announce
+        self._to_copy: list[tuple[int, int]] = []  # (from unit, to unit)
+        self._unsynced_bytes = 0
+        self._failure: TbshareError | None = None
+        self._wake = trio.Event()
+        self._settled = False
+        self.started_at = time.time()
+
+    # from outside ----------------------------------------------------------------------------------------------
+
+    def on_have(self, peer: Peer, message: Have) -> None:
+        """Take in what a peer says it holds."""
+        if not self._units and not self._settled:
+            self._early.append((peer, message))
+            return
+        holder = self._holders.setdefault(peer.node, _Holder(peer))
+        if holder.peer is not peer:
+            holder.peer, holder.holds = peer, 0
+        if message.whole:
+            holder.holds = bits.full(len(self._units))
+        for holding in message.holdings:
+            first = self._first_unit.get(holding.object)
+            arriving = self._units[first][0] if first is not None else None
+            if first is not None and arriving is not None:
+                holder.holds |= bits.from_runs(holding.blocks, arriving.manifest.block_count) << first
+        holder.told = True
+        self._wake.set()
+
+    async def on_joined(self, peer: Peer) -> None:
+        """Ask a peer that has just connected as well."""
+        await peer.send(Want(self.tree, self.volume))
+
+    def on_left(self, peer: Peer) -> None:
+        """Forget what a peer held."""
+        holder = self._holders.get(peer.node)
+        if holder is not None and holder.peer is peer:
+            holder.holds, holder.told = 0, False
+            self._wake.set()
+
+    def arrived(self, node: bytes, unit: int) -> None:
+        """Note a block that a lane has verified and written."""
+        self._in_flight.pop(unit, None)
+        self.bytes_moved += self._sizes[unit]
+        self._holders[node].bytes += self._sizes[unit]
+        self._note_here(unit)
+
+    def lost(self, node: bytes, units: Sequence[int], *, reason: str, refused: bool) -> None:
+        """Note blocks that will not come from a peer."""
+        holder = self._holders.get(node)
+        for unit in units:
+            if self._in_flight.get(unit) == node:
+                del self._in_flight[unit]
+            if refused and holder is not None:
+                holder.holds &= ~(1 << unit)
+        if reason == "wrong bytes" and holder is not None:
+            holder.wrong += 1
+            _log.warning("%s sent a block that is not what it should be", holder.peer.hello.name)
+        self._wake.set()
+
+    def failed(self, unit: int, error: OSError) -> None:
+        """Note that this node's disk did not take a block."""
+        self._in_flight.pop(unit, None)
+        failure = translated(error)
+        self._fail(
+            failure if isinstance(failure, TbshareError) else TbshareError(f"a block was not written: {error}")
+        )
+
+    def _fail(self, error: TbshareError) -> None:
+        self._failure = self._failure or error
+        self._wake.set()
+
+    def progress(self) -> Progress:
+        """Return how far it is, for whoever watches."""
+        sources = [
+            Source(node, holder.bytes, self._rate(node)) for node, holder in self._holders.items() if holder.bytes
+        ]
+        present = self.bytes_start + self.bytes_moved + self.bytes_reused
+        return Progress(
+            self.tree,
+            self.bytes_total,
+            min(present, self.bytes_total),
+            self.bytes_moved,
+            self.bytes_start + self.bytes_reused,
+            sources,
+            self.state,
+            self.reason,
+        )
+
+    def _rate(self, node: bytes) -> float:
+        kept = [lanes.rate.bytes_per_second for (peer, _), lanes in self._lanes.by_peer.items() if peer == node]
+        return sum(kept) if self.state == "fetching" else 0.0
+
+    # the run ---------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Fetch the tree. Raises what made it impossible: DiskFull, ObjectMissing, FormatInvalid."""
+        self.state, self.reason = "fetching", ""
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._report)
+                await self._records.tree(TreeId(self.tree))
+                await self._begin()
+                nursery.start_soon(self._announce)
+                nursery.start_soon(self._sync)
+                nursery.start_soon(self._reuse)
+                self._lanes.changed.append(self._wake_up)
+                try:
+                    await self._ask_until_done()
+                finally:
+                    self._lanes.changed.remove(self._wake_up)
+                nursery.cancel_scope.cancel()
+            await self._settle()
+            self.state = "durable"
+        except* TbshareError as group:
+            error = _first(group)
+            self.state, self.reason = "failed", str(error)
+            raise error from None
+        finally:
+            with trio.CancelScope(shield=True):
+                await self._stop()
+
+    async def _stop(self) -> None:
+        """Take back what was asked for, keep what was written, tell the watchers."""
+        for node in list(self._holders):
+            await self._lanes.cancel(node, self)
+        if not self._settled and self._arriving:
+            try:
+                await trio.to_thread.run_sync(self._store.sync_arriving, self._arriving)
+            except (OSError, DiskFull) as error:
+                _log.warning("what arrived last could not be synced: %s", error)
+            for arriving in self._arriving:
+                self._store.abandon(arriving.manifest.id)
+        if self.state == "fetching":
+            self.state = "waiting"
+        message = self.progress()
+        for peer in list(self._mesh.peers.values()):
+            await peer.send(Unwant(self.tree))
+            await peer.send(message)
+
+    async def _begin(self) -> None:
+        """Open the arriving objects, number the units, and ask the peers what they hold."""
+        await trio.to_thread.run_sync(self._open)
+        early, self._early = self._early, []
+        for peer, message in early:
+            self.on_have(peer, message)
+        for peer in list(self._mesh.peers.values()):
+            await peer.send(Want(self.tree, self.volume))
+
+    def _open(self) -> None:
+        objects = self._store.objects_below(TreeId(self.tree))
+        manifests = self._records.manifests(objects)
+        self.bytes_total = sum(found.size for found in manifests)
+        lacking = [found for found in manifests if not self._store.is_whole(found.id)]
+        new = sum(found.size for found in lacking if not self._store.home.partial(found.id).exists())
+        self._store.check_room(new)
+        first: dict[BlockId, int] = {}
+        for found in lacking:
+            arriving = self._store.begin(found)
+            if arriving is None:
+                continue
+            self._arriving.append(arriving)
+            self._first_unit[found.id] = base = len(self._units)
+            for number, length in enumerate(found.lengths):
+                unit = len(self._units)
+                self._units.append((arriving, number))
+                self._sizes.append(length)
+                earlier = first.setdefault(found.block(number), unit)
+                if earlier != unit:
+                    self._copies.setdefault(earlier, []).append(unit)
+                    self._held_back |= 1 << unit
+            self._here |= arriving.readable << base
+        self._held_back &= ~self._here
+        self.bytes_start = self.bytes_total - sum(self._sizes) + self._size_of(self._here)
+        for earlier, copies in self._copies.items():
+            if bits.contains(self._here, earlier):
+                self._to_copy += [(earlier, copy) for copy in copies if not bits.contains(self._here, copy)]
+
+    def _size_of(self, units: Bits) -> int:
+        return sum(self._sizes[unit] for unit in bits.members(units))
+
+    def _note_here(self, unit: int) -> None:
+        self._here |= 1 << unit
+        self._held_back &= ~(1 << unit)
+        self._unsynced_bytes += self._sizes[unit]
+        self._new.append(unit)
+        for copy in self._copies.get(unit, ()):
+            if not bits.contains(self._here, copy):
+                self._to_copy.append((unit, copy))
+        self._wake.set()
+
+    def _wake_up(self) -> None:
+        self._wake.set()
+
+    @property
+    def _complete(self) -> bool:
+        return self._here == bits.full(len(self._units))
+
+    async def _ask_until_done(self) -> None:
+        while not self._complete:
+            if self._failure is not None:
+                raise self._failure
+            self._wake = trio.Event()
+            await self._ask()
+            with trio.move_on_after(TICK_SECONDS):
+                await self._wake.wait()
+
+    async def _ask(self) -> None:
+        """Decide what to ask of whom, and ask."""
+        views, usable = self._views()
+        if self._in_flight and len(views) > 1:
+            requests = [Request(node, unit, self._sizes[unit]) for unit, node in self._in_flight.items()]
+            moved = steals(requests, self._needed(), self._sizes, views)
+            for steal in moved:
+                await self._lanes.cancel(steal.loser, self, {steal.block})
+            for steal in moved:
+                if not bits.contains(self._here, steal.block):
+                    await self._request(steal.winner, usable[steal.winner], [steal.block])
+            if moved:
+                views, usable = self._views()
+        wanted: dict[bytes, list[int]] = {}
+        for assignment in plan(self._mesh.identity.node, self._needed(), self._sizes, views):
+            wanted.setdefault(assignment.peer, []).append(assignment.block)
+        for node, units in wanted.items():
+            await self._request(node, usable[node], units)
+
+    def _needed(self) -> Bits:
+        return bits.full(len(self._units)) & ~self._here & ~self._held_back & ~bits.of(self._in_flight)
+
+    def _views(self) -> tuple[list[PeerView], dict[bytes, PeerLanes]]:
+        """Return what `plan` must know of each peer that can be asked, and the lanes to ask on."""
+        now = time.monotonic()
+        fetchers = {self._mesh.identity.node, *self._provider.wants.get(self.tree, ())}
+        views: list[PeerView] = []
+        usable: dict[bytes, PeerLanes] = {}
+        for node, holder in self._holders.items():
+            if (
+                not holder.holds
+                or holder.wrong >= WRONG_BLOCKS_MAX
+                or self._mesh.peers.get(node) is not holder.peer
+            ):
+                continue
+            lanes = self._lanes.of(holder.peer, self.volume)
+            if lanes.lanes:
+                usable[node] = lanes
+                views.append(self._view(holder, lanes, now, tuple(sorted(fetchers - {node}))))
+        return views, usable
+
+    def _view(self, holder: _Holder, lanes: PeerLanes, now: float, askers: tuple[bytes, ...]) -> PeerView:
+        rate = lanes.rate.bytes_per_second
+        return PeerView(
+            peer=holder.peer.node,
+            holds=holder.holds,
+            in_flight_bytes=lanes.outstanding_bytes,
+            in_flight_blocks=lanes.outstanding,
+            window_bytes=window(rate, min(holder.peer.session.rtt_seconds, 1.0)) * max(1, len(lanes.lanes)),
+            rate=rate,
+            suspect=lanes.suspect(now),
+            askers=askers,
+        )
+
+    async def _request(self, node: bytes, lanes: PeerLanes, units: list[int]) -> None:
+        if not lanes.lanes:
+            return
+        wanted: list[tuple[int, bytes, int, Target]] = []
+        for unit in units:
+            arriving, number = self._units[unit]
+            found = arriving.manifest
+            target = Target(found.block(number), self._sizes[unit], partial(arriving.write, number))
+            self._in_flight[unit] = node
+            wanted.append((unit, found.id, number, target))
+        await self._lanes.ask(lanes, self, wanted)
+
+    # beside it -------------------------------------------------------------------------------------------------
+
+    async def _reuse(self) -> None:
+        """Fill blocks from other objects of this store, and copies within the tree, as they come."""
+        missing = bits.full(len(self._units)) & ~self._here & ~self._held_back
+        self._held_back |= missing  # none is asked for before it is known not to be here
+        found = await trio.to_thread.run_sync(self._find_local, missing)
+        self._held_back &= ~missing | bits.of(found)
+        self._wake.set()
+        pending = list(found.items())
+        while True:
+            while pending or self._to_copy:
+                batch, pending = pending[:REUSE_BATCH], pending[REUSE_BATCH:]
+                copies, self._to_copy = self._to_copy[:REUSE_BATCH], self._to_copy[REUSE_BATCH:]
+                try:
+                    done = await trio.to_thread.run_sync(self._copy, batch, copies)
+                except DiskFull as error:
+                    self._fail(error)
+                    return
+                for unit in done:
+                    self.bytes_reused += self._sizes[unit]
+                    self._note_here(unit)
+                failed = {unit for unit, _ in batch} | {unit for _, unit in copies}
+                self._held_back &= ~bits.of(failed)
+                self._wake.set()
+            await trio.sleep(ANNOUNCE_SECONDS)
+
+    def _find_local(self, missing: Bits) -> dict[int, tuple[ObjectId, int]]:
+        found: dict[int, tuple[ObjectId, int]] = {}
+        for unit in bits.members(missing):
+            arriving, number = self._units[unit]
+            place = self._store.find_block(arriving.manifest.block(number))
+            if place is not None:
+                found[unit] = place
+        return found
+
+    def _copy(self, batch: list[tuple[int, tuple[ObjectId, int]]], copies: list[tuple[int, int]]) -> list[int]:
+        done: list[int] = []
+        for unit, (object_id, number) in batch:
+            try:
+                data = self._store.read_block(object_id, number)
+            except (BlockCorrupt, ObjectMissing) as error:
+                _log.warning("a block here could not be used again: %s", error)
+                self._provider.suspects.append((object_id, number))
+                continue
+            arriving, own = self._units[unit]
+            arriving.write(own, memoryview(data))
+            done.append(unit)
+        for source, unit in copies:
+            arriving, own = self._units[source]
+            target, number = self._units[unit]
+            target.write(number, memoryview(arriving.read(own)))
+            done.append(unit)
+        return done
+
+    async def _announce(self) -> None:
+        """Tell the other fetchers of this tree what has come in, a little at a time."""
+        while True:
+            await trio.sleep(ANNOUNCE_SECONDS)
+            if self._new:
+                new, self._new = self._new, []
+                await self._provider.announce(self.tree, self._holdings(new))
+
+    def _holdings(self, units: list[int]) -> list[Holding]:
+        grouped: dict[bytes, Bits] = {}
+        for unit in units:
+            arriving, number = self._units[unit]
+            grouped[arriving.manifest.id] = grouped.get(arriving.manifest.id, 0) | 1 << number
+        return [Holding(object_id, bits.to_runs(blocks)) for object_id, blocks in grouped.items()]
+
+    async def _sync(self) -> None:
+        """Make what came durable in batches, and finish objects that are complete."""
+        while True:
+            for _ in range(int(SYNC_SECONDS / TICK_SECONDS)):
+                await trio.sleep(TICK_SECONDS)
+                if self._unsynced_bytes > SYNC_BYTES:
+                    break
+            if self._unsynced_bytes:
+                self._unsynced_bytes = 0
+                try:
+                    await trio.to_thread.run_sync(self._store.sync_arriving, self._arriving)
+                except (OSError, DiskFull) as error:
+                    self._fail(
+                        TbshareError(f"the disk did not keep what was written: {error}", cure="tbshare status")
+                    )
+
+    async def _settle(self) -> None:
+        """Turn all arriving objects into whole ones."""
+        await trio.to_thread.run_sync(self._store.finish, self._arriving)
+        self._settled = True
+        self._store.sync_records()
+        await self._provider.announce(self.tree, [], whole=True)
+
+    async def _report(self) -> None:
+        while True:
+            message = self.progress()
+            for peer in list(self._mesh.peers.values()):
+                await peer.send(message)
+            await trio.sleep(PROGRESS_SECONDS)
+
+
+def _first(group: BaseExceptionGroup[TbshareError]) -> TbshareError:
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    assert isinstance(error, TbshareError)
+    return error

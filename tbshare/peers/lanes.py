@@ -1,0 +1,333 @@
+"""The fetcher's lanes: opened when first needed, shared by all fetches from one peer, opened again when cut.
+
+In the trio thread but for `_Sink.target` and what it looks up, which lane threads call: `_expected` is a plain
+dict whose single operations are atomic, entries are added before a request is sent and removed after delivery.
+"""
+
+import itertools
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
+
+import trio
+
+from tbshare.errors import BlockCorrupt, PeerError, PeerUnreachable
+from tbshare.peers.mesh import Mesh, Peer
+from tbshare.peers.plan import Rate, is_suspect
+from tbshare.transport.lane import connect_lane
+from tbshare.transport.lane_receive import ReceiveLane
+from tbshare.transport.link import SKIP, Late, Target
+from tbshare.transport.pool import BufferPool
+from tbshare.wire import limits
+from tbshare.wire.message import AnyMessage, Cancel, Corrupt, Fetch, LaneOpen, LaneReady, Refused, Wanted
+
+_log = logging.getLogger("tbshare.peers.lanes")
+REOPEN_SECONDS = 1.0
+DEAD_LANE_SECONDS = 4.0  # a lane that stays suspect this long is cut and opened again
+
+
+class Fetching(Protocol):
+    """What a fetch offers to its lanes; all in the trio thread but the writing inside a Target."""
+
+    tree: bytes
+
+    def arrived(self, node: bytes, unit: int) -> None:
+        """Note that a block was verified and written."""
+        ...
+
+    def lost(self, node: bytes, units: Sequence[int], *, reason: str, refused: bool) -> None:
+        """Note that these will not come from this node; `refused` means it does not have them."""
+        ...
+
+    def failed(self, unit: int, error: OSError) -> None:
+        """Note that a block could not be written here."""
+        ...
+
+
+@dataclass(slots=True)
+class _Expected:
+    fetch: Fetching
+    unit: int
+    object: bytes
+    index: int
+    target: Target
+    dropped: bool = False
+
+
+class Lane:
+    """One lane from a peer."""
+
+    def __init__(self, lanes: "Lanes", peer: Peer, number: int) -> None:
+        self.lanes, self.peer, self.number = lanes, peer, number
+        self.end: ReceiveLane | None = None
+        self.outstanding_bytes = 0
+        self.outstanding = 0
+        self.expected: dict[int, _Expected] = {}
+        self.asked_at = 0.0  # monotonic; when something was asked for while nothing was outstanding
+        self._token = trio.lowlevel.current_trio_token()
+
+    # the Sink, called in lane threads
+
+    def target(self, request: int) -> Target | Late | None:
+        """Say where an arriving block goes."""
+        expected = self.expected.get(request)
+        if expected is None:
+            return None
+        return SKIP if expected.dropped else expected.target
+
+    def delivered(self, blocks: Sequence[tuple[int, bytes]]) -> None:
+        """Hand a batch over to the trio thread."""
+        self._token.run_sync_soon(self._delivered, [request for request, _ in blocks])
+
+    def failed(self, request: int, error: OSError) -> None:
+        """Hand a failed write over to the trio thread."""
+        self._token.run_sync_soon(self._failed, request, error)
+
+    def ended(self, error: BaseException | None) -> None:
+        """Hand the end over to the trio thread."""
+        self._token.run_sync_soon(self.lanes.lane_ended, self, error)
+
+    # in the trio thread
+
+    def _pop(self, request: int) -> _Expected | None:
+        expected = self.expected.pop(request, None)
+        if expected is not None and not expected.dropped:
+            self.outstanding -= 1
+            self.outstanding_bytes -= expected.target.length
+        return expected
+
+    def _delivered(self, requests: list[int]) -> None:
+        for request in requests:
+            expected = self._pop(request)
+            if expected is not None:
+                expected.fetch.arrived(self.peer.node, expected.unit)
+
+    def _failed(self, request: int, error: OSError) -> None:
+        expected = self._pop(request)
+        if expected is not None and not expected.dropped:
+            expected.fetch.failed(expected.unit, error)
+
+    def refused(self, requests: Sequence[int], reason: str) -> None:
+        """Take note that the provider will not answer these."""
+        for request in requests:
+            expected = self._pop(request)
+            if expected is not None and not expected.dropped:
+                expected.fetch.lost(self.peer.node, [expected.unit], reason=reason, refused=True)
+
+    def drop_all(self, reason: str) -> None:
+        """Give back to their fetches whatever is outstanding."""
+        for request in list(self.expected):
+            expected = self._pop(request)
+            if expected is not None and not expected.dropped:
+                expected.fetch.lost(self.peer.node, [expected.unit], reason=reason, refused=False)
+
+    def quiet_seconds(self, now: float) -> float:
+        """Return for how long nothing has come, counted from the first request at the earliest."""
+        progress = self.end.progress_at_seconds if self.end is not None else 0.0
+        return now - max(progress, self.asked_at)
+
+
+class PeerLanes:
+    """All lanes from one peer, and how fast it delivers."""
+
+    def __init__(self, peer: Peer) -> None:
+        self.peer = peer
+        self.lanes: list[Lane] = []
+        self.rate = Rate()
+        self.bytes_before = 0
+        self.reopen_at = 0.0
+        self.opening = False
+
+    @property
+    def outstanding_bytes(self) -> int:
+        """Bytes asked for and not here."""
+        return sum(lane.outstanding_bytes for lane in self.lanes)
+
+    @property
+    def outstanding(self) -> int:
+        """Blocks asked for and not here."""
+        return sum(lane.outstanding for lane in self.lanes)
+
+    def suspect(self, now: float) -> bool:
+        """Return whether no lane makes progress although something is outstanding."""
+        waiting = [lane for lane in self.lanes if lane.outstanding]
+        return bool(waiting) and all(
+            is_suspect(lane.outstanding_bytes, lane.quiet_seconds(now)) for lane in waiting
+        )
+
+    def measure(self, seconds: float) -> None:
+        """Take the bytes of the last `seconds` into the rate."""
+        received = sum(lane.end.bytes_received for lane in self.lanes if lane.end is not None)
+        grown, self.bytes_before = received - self.bytes_before, received
+        if grown > 0 or self.outstanding:
+            self.rate = self.rate.after(max(0, grown), seconds)
+
+
+class Lanes:
+    """Every lane this node fetches on."""
+
+    def __init__(self, mesh: Mesh, pool: BufferPool, *, count: int, sealed: Callable[[Peer, str], bool]) -> None:
+        self.mesh, self.pool, self.count, self.sealed = mesh, pool, count, sealed
+        self.by_peer: dict[tuple[bytes, bool], PeerLanes] = {}
+        self._numbers = itertools.count(1)
+        self._requests = itertools.count(1)
+        self._ready: dict[tuple[bytes, int], trio.Event] = {}
+        self._answers: dict[tuple[bytes, int], LaneReady] = {}
+        self._nursery: trio.Nursery | None = None
+        self.changed: list[Callable[[], None]] = []  # called when a lane opened or ended
+        mesh.on(LaneReady, self._on_ready)
+        mesh.on(Refused, self._on_refused)
+        mesh.on_left(self._on_left)
+
+    async def run(self) -> None:
+        """Measure, and renew lanes that stay silent; for ever."""
+        before = time.monotonic()
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            try:
+                while True:
+                    await trio.sleep(0.1)
+                    now = time.monotonic()
+                    for lanes in self.by_peer.values():
+                        lanes.measure(now - before)
+                        for lane in lanes.lanes:
+                            if lane.end and lane.outstanding and lane.quiet_seconds(now) > DEAD_LANE_SECONDS:
+                                _log.warning("a lane from %s is silent; it is opened again", lane.peer.hello.name)
+                                lane.end.close()
+                    before = now
+            finally:
+                for lanes in self.by_peer.values():
+                    for lane in lanes.lanes:
+                        if lane.end is not None:
+                            lane.end.close()
+
+    def of(self, peer: Peer, volume: str) -> PeerLanes:
+        """Return the lanes from a peer that may carry blocks of a volume; opens them when there are none."""
+        sealed = self.sealed(peer, volume)
+        lanes = self.by_peer.get((peer.node, sealed))
+        if lanes is None or lanes.peer is not peer:
+            lanes = self.by_peer[peer.node, sealed] = PeerLanes(peer)
+        if len(lanes.lanes) < self.count and not lanes.opening and time.monotonic() >= lanes.reopen_at:
+            lanes.opening = True
+            assert self._nursery is not None
+            self._nursery.start_soon(self._open, lanes, sealed)
+        return lanes
+
+    async def _open(self, lanes: PeerLanes, sealed: bool) -> None:
+        peer = lanes.peer
+        number = next(self._numbers)
+        lane = Lane(self, peer, number)
+        key = (peer.node, number)
+        event = self._ready[key] = trio.Event()
+        try:
+            await peer.send(LaneOpen(number, sealed))
+            with trio.fail_after(limits.HANDSHAKE_SECONDS):
+                await event.wait()
+            ready = self._answers.pop(key)
+            if bool(ready.key) != sealed:
+                raise PeerError("a lane was offered without the seal that was asked for, or with one that was not")
+            dial = partial(
+                connect_lane, (peer.lane_host, ready.port), ready.admission, ready.token, source=peer.local_host
+            )
+            connection = await trio.to_thread.run_sync(dial)
+            lane.end = ReceiveLane(connection, lane, self.pool, key=ready.key)
+            lanes.lanes.append(lane)
+        except (PeerError, PeerUnreachable, OSError, trio.TooSlowError, KeyError) as error:
+            _log.info("no lane from %s: %s", peer.hello.name, error)
+            lanes.reopen_at = time.monotonic() + REOPEN_SECONDS
+        finally:
+            lanes.opening = False
+            self._ready.pop(key, None)
+            self._tell()
+
+    def _tell(self) -> None:
+        for call in self.changed:
+            call()
+
+    async def ask(
+        self, lanes: PeerLanes, fetch: Fetching, wanted: Sequence[tuple[int, bytes, int, Target]]
+    ) -> None:
+        """Ask for blocks, given as (unit, object, index, target), spread over the peer's lanes."""
+        batches: dict[Lane, list[Wanted]] = {}
+        for unit, object_id, index, target in wanted:
+            lane = min(lanes.lanes, key=lambda lane: lane.outstanding_bytes)
+            request = next(self._requests)
+            lane.expected[request] = _Expected(fetch, unit, object_id, index, target)
+            if not lane.outstanding:
+                lane.asked_at = time.monotonic()
+            lane.outstanding += 1
+            lane.outstanding_bytes += target.length
+            batches.setdefault(lane, []).append(Wanted(request, object_id, index))
+        for lane, batch in batches.items():
+            for start in range(0, len(batch), limits.BLOCKS_PER_FETCH):
+                part = batch[start : start + limits.BLOCKS_PER_FETCH]
+                await lanes.peer.send(Fetch(lane.number, fetch.tree, part))
+
+    async def cancel(self, node: bytes, fetch: Fetching, units: set[int] | None = None) -> None:
+        """Take back requests of a fetch at one peer, all or some; what still arrives is dropped."""
+        for (peer_node, _), lanes in self.by_peer.items():
+            if peer_node != node:
+                continue
+            for lane in lanes.lanes:
+                numbers: list[int] = []
+                for request, expected in lane.expected.items():
+                    if (
+                        expected.fetch is fetch
+                        and not expected.dropped
+                        and (units is None or expected.unit in units)
+                    ):
+                        expected.dropped = True
+                        lane.outstanding -= 1
+                        lane.outstanding_bytes -= expected.target.length
+                        numbers.append(request)
+                if numbers:
+                    await lanes.peer.send(Cancel(lane.number, numbers))
+
+    def lane_ended(self, lane: Lane, error: BaseException | None) -> None:
+        """Forget a lane and give back what was outstanding on it; in the trio thread."""
+        for lanes in self.by_peer.values():
+            if lane in lanes.lanes:
+                lanes.lanes.remove(lane)
+                lanes.bytes_before = sum(other.end.bytes_received for other in lanes.lanes if other.end)
+                lanes.reopen_at = time.monotonic() + (REOPEN_SECONDS if error is not None else 0.0)
+        if error is not None:
+            _log.info("a lane from %s ended: %s", lane.peer.hello.name, error)
+        if isinstance(error, BlockCorrupt):
+            self._complain(lane)
+        lane.drop_all(str(error or "the lane was closed"))
+        self._tell()
+
+    def _complain(self, lane: Lane) -> None:
+        """Say to the provider which blocks to verify: the wrong one is the oldest outstanding."""
+        oldest = next((expected for expected in lane.expected.values() if not expected.dropped), None)
+        if oldest is not None and self._nursery is not None:
+            self._nursery.start_soon(lane.peer.send, Corrupt(oldest.object, oldest.index))
+            oldest.fetch.lost(lane.peer.node, [oldest.unit], reason="wrong bytes", refused=True)
+
+    async def _on_ready(self, peer: Peer, message: AnyMessage) -> None:
+        assert isinstance(message, LaneReady)
+        event = self._ready.get((peer.node, message.lane))
+        if event is not None:
+            self._answers[peer.node, message.lane] = message
+            event.set()
+
+    async def _on_refused(self, peer: Peer, message: AnyMessage) -> None:
+        assert isinstance(message, Refused)
+        for (node, _), lanes in self.by_peer.items():
+            if node == peer.node:
+                for lane in lanes.lanes:
+                    if lane.number == message.lane:
+                        lane.refused(message.requests, message.reason)
+
+    async def _on_left(self, peer: Peer) -> None:
+        for key, lanes in list(self.by_peer.items()):
+            if lanes.peer is peer:
+                del self.by_peer[key]
+                for lane in lanes.lanes:
+                    if lane.end is not None:
+                        lane.end.close()
+                    lane.drop_all("the peer left")
+        self._tell()

@@ -1,0 +1,342 @@
+"""All control sessions of a node: dialling, greeting, keeping the logs equal, and handing messages on.
+
+One session per pair of nodes. Both sides dial; when two sessions meet, the one that the node with the smaller
+id dialled is kept. A message of a kind somebody registered for is handed to that handler, one at a time per peer.
+
+Shared state, all in the trio thread: `peers` (node -> Peer). A Peer is in it from its Hello to its end.
+"""
+
+import logging
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass, field
+
+import trio
+
+from tbshare import __version__
+from tbshare.errors import PeerError, PeerUnreachable, TbshareError
+from tbshare.peers.identity import Identity, short
+from tbshare.transport import control
+from tbshare.transport.control import ControlSession
+from tbshare.volumes.entry import Entry
+from tbshare.volumes.fold import State
+from tbshare.volumes.log import Log
+from tbshare.wire import limits
+from tbshare.wire.message import (
+    Acknowledged,
+    AnyMessage,
+    Entries,
+    Hello,
+    Introduce,
+    Introduced,
+    Keeps,
+    Message,
+    Vector,
+)
+
+_log = logging.getLogger("tbshare.peers.mesh")
+REDIAL_SECONDS_MIN, REDIAL_SECONDS_MAX = 0.25, 5.0
+STAGGER_SECONDS = 0.15  # between dialling one address of a peer and the next
+ENTRIES_MESSAGE_BYTES = limits.ENVELOPE_BYTES_MAX // 2
+ADDRESSES_MAX = 32
+
+Handler = Callable[["Peer", AnyMessage], Awaitable[None]]
+
+
+@dataclass(eq=False)
+class Peer:
+    """A connected node."""
+
+    node: bytes
+    hello: Hello
+    session: ControlSession
+    dialled: bool  # by us
+    keeps: set[bytes] = field(default_factory=set[bytes])  # trees it holds whole
+
+    async def send(self, message: AnyMessage) -> None:
+        """Send a message; nothing happens when the session is over, whoever waits for an answer is told so."""
+        try:
+            await self.session.send(message)
+        except (PeerUnreachable, PeerError):
+            _log.debug("a message to %s was lost with its session", short(self.node))
+
+    @property
+    def lane_host(self) -> str:
+        """Where lanes to this peer are dialled."""
+        return self.session.remote_address
+
+    @property
+    def local_host(self) -> str:
+        """Our end of the link."""
+        return self.session.local_address
+
+
+def split_address(address: str, default_port: int = limits.DEFAULT_PORT) -> tuple[str, int]:
+    """Return host and port of `host`, `host:port` or `[v6]:port`."""
+    if address.startswith("["):
+        host, _, rest = address[1:].partition("]")
+        return host, int(rest[1:]) if rest[1:].isdigit() else default_port
+    host, colon, port = address.rpartition(":")
+    if colon and port.isdigit() and ":" not in host:
+        return host, int(port)
+    return address, default_port
+
+
+class Mesh:
+    """The sessions of this node with the others of its cluster."""
+
+    def __init__(
+        self, identity: Identity, log: Log, *, name: Callable[[], str], hello: Callable[[], Hello]
+    ) -> None:
+        self.identity = identity
+        self.log = log
+        self.name = name
+        self._hello = hello
+        self.peers: dict[bytes, Peer] = {}
+        self.addresses: dict[bytes, list[str]] = {}  # where nodes were last reached or said to be
+        self.seen: dict[bytes, float] = {}  # node -> trio time of the last session's end
+        self._handlers: dict[type[Message], Handler] = {}
+        self._joined: list[Callable[[Peer], Awaitable[None]]] = []
+        self._left: list[Callable[[Peer], Awaitable[None]]] = []
+        self._state_changed: list[Callable[[State], Awaitable[None]]] = []
+        self._nursery: trio.Nursery | None = None
+        self._redial = trio.Event()
+        self.keeps_here: Callable[[], Iterable[bytes]] = lambda: ()
+        self.addresses_changed: Callable[[], None] = lambda: None
+
+    # registration ----------------------------------------------------------------------------------------------
+
+    def on(self, kind: type[Message], handler: Handler) -> None:
+        """Hand every message of this kind to `handler`."""
+        assert kind not in self._handlers
+        self._handlers[kind] = handler
+
+    def on_joined(self, call: Callable[[Peer], Awaitable[None]]) -> None:
+        """Call when a peer has connected."""
+        self._joined.append(call)
+
+    def on_left(self, call: Callable[[Peer], Awaitable[None]]) -> None:
+        """Call when a peer's session has ended."""
+        self._left.append(call)
+
+    def on_state(self, call: Callable[[State], Awaitable[None]]) -> None:
+        """Call when the log has grown, with the new state."""
+        self._state_changed.append(call)
+
+    # the log ---------------------------------------------------------------------------------------------------
+
+    async def state(self) -> State:
+        """Return the fold of the log."""
+        return await trio.to_thread.run_sync(self.log.state)
+
+    async def grown(self, entries: Iterable[Entry], *, but: Peer | None = None) -> None:
+        """Tell everybody of new entries, whoever wrote them, and ourselves of the new state."""
+        encoded = [entry.encoded for entry in entries]
+        for peer in list(self.peers.values()):
+            if peer is not but:
+                await peer.send(Entries(encoded))
+        await self._tell_state()
+
+    async def _tell_state(self) -> None:
+        state = await self.state()
+        for peer in list(self.peers.values()):
+            if peer.node not in await trio.to_thread.run_sync(self.log.trusted):
+                _log.info("%s is no longer a member", peer.hello.name)
+                await peer.session.aclose()
+        for call in self._state_changed:
+            await call(state)
+        self._redial.set()
+
+    async def _on_vector(self, peer: Peer, message: Vector) -> None:
+        entries = await trio.to_thread.run_sync(self.log.missing_for, message.heads, ENTRIES_MESSAGE_BYTES)
+        if entries:
+            await peer.send(Entries(entries, more=True))
+
+    async def _on_entries(self, peer: Peer, message: Entries) -> None:
+        received = await trio.to_thread.run_sync(self.log.receive, message.entries)
+        for reason in received.rejected:
+            _log.info("an entry from %s was not taken: %s", peer.hello.name, reason)
+        if received.accepted:
+            await self.grown(received.accepted, but=peer)
+            heads = await trio.to_thread.run_sync(self.log.vector)
+            await peer.send(Acknowledged(heads))
+        if (received.accepted and message.more) or (received.rejected and not message.more):
+            # There may be more, or something before these is missing: say what we have.
+            await peer.send(Vector(await trio.to_thread.run_sync(self.log.summary)))
+
+    async def _on_acknowledged(self, peer: Peer, message: Acknowledged) -> None:
+        await trio.to_thread.run_sync(self.log.acknowledge, peer.node, message.heads)
+
+    # sessions --------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Dial members that are not connected, for ever."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            dialling: set[bytes] = set()
+
+            async def keep_dialling(node: bytes) -> None:
+                pause = REDIAL_SECONDS_MIN
+                try:
+                    while node in await trio.to_thread.run_sync(self.log.trusted):
+                        if node not in self.peers and self.addresses.get(node):
+                            if await self._dial(node):
+                                pause = REDIAL_SECONDS_MIN
+                            else:
+                                pause = min(pause * 2, REDIAL_SECONDS_MAX)
+                        with trio.move_on_after(pause):
+                            await self._redial.wait()
+                            pause = REDIAL_SECONDS_MIN
+                finally:
+                    dialling.discard(node)
+
+            while True:
+                for node in await trio.to_thread.run_sync(self.log.trusted):
+                    if node not in dialling:
+                        dialling.add(node)
+                        nursery.start_soon(keep_dialling, node)
+                self._redial = trio.Event()
+                await self._redial.wait()
+
+    async def _dial(self, node: bytes) -> bool:
+        """Try all addresses of a node, each a little after the one before; keep the first session that stands."""
+        trusted = await trio.to_thread.run_sync(self.log.trusted)
+        certificate = trusted.get(node)
+        if certificate is None:
+            return False
+        won: list[ControlSession] = []
+
+        async def attempt(address: str, delay: float) -> None:
+            await trio.sleep(delay)
+            host, port = split_address(address)
+            try:
+                session = await control.dial(host, port, self.identity, peer=node, certificate=certificate)
+            except (PeerError, PeerUnreachable, OSError, ValueError) as error:
+                _log.debug("no session with %s at %s: %s", short(node), address, error)
+                return
+            won.append(session)
+            nursery.cancel_scope.cancel()
+
+        async with trio.open_nursery() as nursery:
+            for number, address in enumerate(self.addresses.get(node, [])[:ADDRESSES_MAX]):
+                nursery.start_soon(attempt, address, number * STAGGER_SECONDS)
+        for session in won[1:]:
+            await session.aclose()
+        if won and self._nursery is not None:
+            self._nursery.start_soon(self._run_session, won[0], True)
+        return bool(won)
+
+    async def accept(self, stream: trio.SocketStream, admitted: Callable[[], None]) -> None:
+        """Serve an incoming control connection to its end."""
+        trusted = await trio.to_thread.run_sync(self.log.trusted)
+        try:
+            session = await control.serve(stream, self.identity, trusted)
+        except (PeerError, PeerUnreachable) as error:
+            _log.info("a stranger's connection was closed: %s", error)
+            return
+        admitted()
+        await self._run_session(session, False)
+
+    async def _run_session(self, session: ControlSession, dialled: bool) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(session.run)
+            try:
+                await self._greet_and_serve(session, dialled)
+            except (PeerError, PeerUnreachable) as error:
+                _log.info("the session with %s ended: %s", short(session.node), error)
+            except TbshareError:
+                _log.exception("the session with %s ended by an error here", short(session.node))
+            finally:
+                with trio.move_on_after(2, shield=True):
+                    await session.aclose()
+                nursery.cancel_scope.cancel()
+
+    async def _greet_and_serve(self, session: ControlSession, dialled: bool) -> None:
+        await session.send(self._hello())
+        hello: AnyMessage | None = None
+        with trio.move_on_after(limits.HANDSHAKE_SECONDS):
+            hello = await session.receive()
+        if not isinstance(hello, Hello) or hello.node != session.node:
+            raise PeerError("the first message was not a greeting")
+        if hello.level < limits.LEVEL_OLDEST:
+            raise PeerError(
+                f"{hello.name} speaks level {hello.level}, this node {limits.LEVEL}: upgrade tbshare there"
+            )
+        peer = Peer(session.node, hello, session, dialled)
+        if not await self._admit(peer):
+            return
+        try:
+            await self._start(peer)
+            while True:
+                await self._handle(peer, await session.receive())
+        finally:
+            if self.peers.get(peer.node) is peer:
+                del self.peers[peer.node]
+                self.seen[peer.node] = trio.current_time()
+                with trio.CancelScope(shield=True):
+                    for call in self._left:
+                        await call(peer)
+                self._redial.set()
+
+    async def _admit(self, peer: Peer) -> bool:
+        """Take the peer in unless a better session with it stands."""
+        standing = self.peers.get(peer.node)
+        if standing is not None:
+            smaller_dialled = peer.dialled == (self.identity.node < peer.node)
+            if not smaller_dialled:
+                return False
+            del self.peers[peer.node]
+            for call in self._left:
+                await call(standing)
+            await standing.session.aclose()
+        self.peers[peer.node] = peer
+        return True
+
+    async def _start(self, peer: Peer) -> None:
+        host = peer.lane_host
+        observed = f"[{host}]:{peer.hello.listen_port}" if ":" in host else f"{host}:{peer.hello.listen_port}"
+        self.learn(peer.node, [observed, *peer.hello.addresses])
+        _log.info("connected with %s (%s) at %s, %s", peer.hello.name, short(peer.node), host, __version__)
+        await peer.send(Vector(await trio.to_thread.run_sync(self.log.summary)))
+        await peer.send(Acknowledged(await trio.to_thread.run_sync(self.log.vector)))
+        known = [Introduced(node, where) for node, where in self.addresses.items() if node != peer.node]
+        await peer.send(Introduce(known))
+        for other in list(self.peers.values()):
+            if other is not peer:
+                await other.send(Introduce([Introduced(peer.node, self.addresses[peer.node])]))
+        await peer.send(Keeps(list(self.keeps_here())))
+        for call in self._joined:
+            await call(peer)
+
+    def learn(self, node: bytes, addresses: Iterable[str]) -> None:
+        """Remember where a node can be dialled, the surest first."""
+        merged = list(dict.fromkeys([*addresses, *self.addresses.get(node, [])]))[:ADDRESSES_MAX]
+        if merged != self.addresses.get(node) and node != self.identity.node:
+            self.addresses[node] = merged
+            self.addresses_changed()
+            self._redial.set()
+
+    async def _handle(self, peer: Peer, message: AnyMessage) -> None:
+        match message:
+            case Vector():
+                await self._on_vector(peer, message)
+            case Entries():
+                await self._on_entries(peer, message)
+            case Acknowledged():
+                await self._on_acknowledged(peer, message)
+            case Introduce():
+                for known in message.nodes[: limits.RECORDS_PER_REQUEST]:
+                    merged = [*self.addresses.get(known.node, []), *known.addresses]
+                    self.learn(known.node, merged)
+            case Keeps():
+                peer.keeps |= set(message.trees)
+                peer.keeps -= set(message.gone)
+            case _:
+                handler = self._handlers.get(type(message))
+                if handler is None:
+                    raise PeerError(f"{type(message).__name__} is not expected here")
+                await handler(peer, message)
+
+    async def announce_keeps(self, trees: list[bytes], gone: list[bytes]) -> None:
+        """Tell everybody of trees that are whole here now, or no longer."""
+        for peer in list(self.peers.values()):
+            await peer.send(Keeps(trees, gone))

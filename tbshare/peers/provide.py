@@ -1,0 +1,293 @@
+"""What a node gives to others: manifests and trees by id, what it holds of a tree, blocks on lanes.
+
+Every request is checked against the asker: it must be a member, and the tree it names must be one that a ref of
+the cluster names; an object must be of that tree. A hash alone opens nothing.
+"""
+
+import logging
+import secrets
+import socket
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import trio
+
+from tbshare.content import bits
+from tbshare.content.block import ObjectId, TreeId
+from tbshare.errors import BlockCorrupt, ObjectMissing, PeerError
+from tbshare.peers.mesh import Mesh, Peer
+from tbshare.store.pack import Kind
+from tbshare.store.store import Store
+from tbshare.transport.lane_send import SendLane
+from tbshare.transport.link import Item
+from tbshare.transport.rate import RateLimit
+from tbshare.wire import lane as lane_wire
+from tbshare.wire import limits
+from tbshare.wire.message import (
+    AnyMessage,
+    Cancel,
+    Corrupt,
+    Fetch,
+    Have,
+    Holding,
+    LaneOpen,
+    LaneReady,
+    Record,
+    Records,
+    RecordsWanted,
+    Refused,
+    Unwant,
+    Want,
+)
+
+_log = logging.getLogger("tbshare.peers.provide")
+LANES_PER_PEER_MAX = 8
+HOLDINGS_PER_MESSAGE = 2000
+TREES_CACHED = 64
+
+
+@dataclass
+class _Lane:
+    """A lane we send on. Between LaneReady and the dial `end` is None."""
+
+    peer: bytes
+    number: int
+    admission: int
+    key: bytes
+    offered_at: float  # monotonic
+    end: SendLane | None = None
+    queued: list[Item] = field(default_factory=list[Item])
+
+
+class _Origin:
+    """What stands behind one SendLane; called in its thread."""
+
+    def __init__(self, provider: "Provider", lane: _Lane, token: trio.lowlevel.TrioToken) -> None:
+        self._provider, self._lane, self._token = provider, lane, token
+
+    def refused(self, request: int, error: OSError) -> None:
+        """Tell the fetcher, by control."""
+        self._token.run_sync_soon(self._provider.lane_refused, self._lane, request, str(error))
+
+    def ended(self, error: BaseException | None) -> None:
+        """Forget the lane."""
+        if error is not None:
+            _log.info("a lane to %s ended: %s", self._lane.peer[:4].hex(), error)
+        self._token.run_sync_soon(self._provider.lane_ended, self._lane)
+
+
+class Provider:
+    """Answers the questions and requests of peers."""
+
+    def __init__(self, store: Store, mesh: Mesh, *, port: int, limit: RateLimit | None = None) -> None:
+        self.store = store
+        self.mesh = mesh
+        self.port = port
+        self.limit = limit
+        self.wants: dict[bytes, set[bytes]] = {}  # tree -> nodes that fetch it
+        self.suspects: list[tuple[ObjectId, int]] = []  # blocks peers complained of, for the verifier
+        self.suspected = trio.Event()
+        self.bytes_served = 0
+        self._lanes: dict[tuple[bytes, int], _Lane] = {}
+        self._waiting: dict[int, _Lane] = {}  # by admission, until they are dialled
+        self._admissions = lane_wire.Tokens()
+        self._last_admission = 0
+        self._objects: OrderedDict[bytes, frozenset[bytes]] = OrderedDict()
+        self._nursery: trio.Nursery | None = None
+        mesh.on(RecordsWanted, self._on_records_wanted)
+        mesh.on(Want, self._on_want)
+        mesh.on(Unwant, self._on_unwant)
+        mesh.on(LaneOpen, self._on_lane_open)
+        mesh.on(Fetch, self._on_fetch)
+        mesh.on(Cancel, self._on_cancel)
+        mesh.on(Corrupt, self._on_corrupt)
+        mesh.on_left(self._on_left)
+
+    async def run(self) -> None:
+        """Own the tasks that answers need; for ever."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            try:
+                await trio.sleep_forever()
+            finally:
+                for lane in self._lanes.values():
+                    if lane.end is not None:
+                        lane.end.close()
+
+    # records ---------------------------------------------------------------------------------------------------
+
+    async def _on_records_wanted(self, peer: Peer, message: AnyMessage) -> None:
+        assert isinstance(message, RecordsWanted)
+        if len(message.ids) > limits.RECORDS_PER_REQUEST:
+            raise PeerError("too many records asked for at once")
+        missing: list[bytes] = []
+        for record_id in message.ids:
+            try:
+                data = await trio.to_thread.run_sync(self._record, record_id)
+            except BlockCorrupt as error:
+                _log.warning("a record cannot be given to %s: %s", peer.hello.name, error)
+                data = None
+            if data is None:
+                missing.append(record_id)
+                continue
+            for offset in range(0, len(data), limits.RECORD_PART_BYTES):
+                part = Record(record_id, offset, len(data), data[offset : offset + limits.RECORD_PART_BYTES])
+                await peer.send(Records(message.request, [part]))
+        await peer.send(Records(message.request, [], missing, done=True))
+
+    def _record(self, record_id: bytes) -> bytes | None:
+        return self.store.record(Kind.MANIFEST, record_id) or self.store.record(Kind.TREE, record_id)
+
+    # what is held ----------------------------------------------------------------------------------------------
+
+    async def _on_want(self, peer: Peer, message: AnyMessage) -> None:
+        assert isinstance(message, Want)
+        await self._check_tree(peer, message.tree)
+        self.wants.setdefault(message.tree, set()).add(peer.node)
+        for answer in await trio.to_thread.run_sync(self._holdings, message.tree):
+            await peer.send(answer)
+
+    async def _on_unwant(self, peer: Peer, message: AnyMessage) -> None:
+        assert isinstance(message, Unwant)
+        self.wants.get(message.tree, set()).discard(peer.node)
+
+    def _holdings(self, tree: bytes) -> list[Have]:
+        """Return what this node can serve of a tree, in one message or more."""
+        try:
+            objects = self.store.objects_below(TreeId(tree))
+        except ObjectMissing:
+            return [Have(tree)]
+        if all(self.store.is_whole(object_id) for object_id in objects):
+            return [Have(tree, whole=True)]
+        held = [(object_id, self.store.held(object_id)) for object_id in objects]
+        rows = [Holding(object_id, bits.to_runs(blocks)) for object_id, blocks in held if blocks]
+        parts = [rows[at : at + HOLDINGS_PER_MESSAGE] for at in range(0, len(rows), HOLDINGS_PER_MESSAGE)]
+        return [Have(tree, holdings=part) for part in parts] or [Have(tree)]
+
+    async def announce(self, tree: bytes, holdings: list[Holding], *, whole: bool = False) -> None:
+        """Tell the nodes that fetch a tree of blocks that have come in here."""
+        for node in list(self.wants.get(tree, ())):
+            peer = self.mesh.peers.get(node)
+            if peer is not None:
+                await peer.send(Have(tree, whole=whole, holdings=holdings))
+
+    async def _check_tree(self, peer: Peer, tree: bytes) -> None:
+        state = await self.mesh.state()
+        named = any(version.tree == tree for versions in state.refs.values() for version in versions)
+        if not named or not state.is_member(peer.node):
+            raise PeerError(f"{peer.hello.name} asked for a tree that no ref names")
+
+    # lanes -----------------------------------------------------------------------------------------------------
+
+    async def _on_lane_open(self, peer: Peer, message: AnyMessage) -> None:
+        assert isinstance(message, LaneOpen)
+        now = time.monotonic()
+        for stale in [lane for lane in self._waiting.values() if now - lane.offered_at > limits.HANDSHAKE_SECONDS]:
+            self.lane_ended(stale)  # never dialled
+        mine = [lane for lane in self._lanes.values() if lane.peer == peer.node]
+        if len(mine) >= LANES_PER_PEER_MAX or (peer.node, message.lane) in self._lanes:
+            raise PeerError("too many lanes, or one number twice")
+        key = secrets.token_bytes(lane_wire.KEY_BYTES) if message.sealed else b""
+        token = secrets.token_bytes(lane_wire.TOKEN_BYTES)
+        self._last_admission += 1
+        lane = _Lane(peer.node, message.lane, self._last_admission, key, now)
+        self._admissions.issue(lane.admission, token)
+        self._waiting[lane.admission] = lane
+        self._lanes[peer.node, message.lane] = lane
+        await peer.send(LaneReady(message.lane, lane.admission, token, key, self.port))
+
+    async def accept_lane(self, stream: trio.SocketStream, admitted: Callable[[], None]) -> None:
+        """Take a dialled lane: its greeting must carry the token of one that waits, which is then used up."""
+        greeting = bytearray()
+        while len(greeting) < lane_wire.GREETING_BYTES:
+            data = await stream.receive_some(lane_wire.GREETING_BYTES - len(greeting))
+            if not data:
+                return
+            greeting += data
+        try:
+            lane = self._waiting.pop(self._admissions.redeem(bytes(greeting)))
+        except PeerError as error:
+            _log.warning("a lane was closed: %s", error)
+            return
+        admitted()
+        connection = socket.socket(fileno=stream.socket.detach())
+        lane.end = SendLane(
+            connection, _Origin(self, lane, trio.lowlevel.current_trio_token()), key=lane.key, limit=self.limit
+        )
+        queued, lane.queued = lane.queued, []
+        lane.end.submit(queued)
+
+    def lane_refused(self, lane: _Lane, request: int, reason: str) -> None:
+        """Tell the fetcher that a block could not be read; in the trio thread."""
+        peer = self.mesh.peers.get(lane.peer)
+        if peer is not None and self._nursery is not None:
+            self._nursery.start_soon(peer.send, Refused(lane.number, [request], reason))
+
+    def lane_ended(self, lane: _Lane) -> None:
+        """Forget a lane; in the trio thread."""
+        if self._lanes.get((lane.peer, lane.number)) is lane:
+            del self._lanes[lane.peer, lane.number]
+        if self._waiting.pop(lane.admission, None) is not None:
+            self._admissions.revoke(lane.admission)
+        for item in lane.queued:
+            item.release()
+        lane.queued = []
+
+    async def _on_fetch(self, peer: Peer, message: AnyMessage) -> None:
+        assert isinstance(message, Fetch)
+        lane = self._lanes.get((peer.node, message.lane))
+        if lane is None:
+            await peer.send(Refused(message.lane, [wanted.request for wanted in message.blocks], "no such lane"))
+            return
+        if len(message.blocks) > limits.BLOCKS_PER_FETCH:
+            raise PeerError("too many blocks asked for at once")
+        objects = self._objects.get(message.tree)
+        if objects is None:
+            await self._check_tree(peer, message.tree)
+            objects = frozenset(await trio.to_thread.run_sync(self.store.objects_below, TreeId(message.tree)))
+            self._objects[message.tree] = objects
+            while len(self._objects) > TREES_CACHED:
+                self._objects.popitem(last=False)
+        items: list[Item] = []
+        refused: list[int] = []
+        for wanted in message.blocks:
+            place = None
+            if wanted.object in objects:
+                place = self.store.open_block(ObjectId(wanted.object), wanted.index)
+            if place is None:
+                refused.append(wanted.request)
+            else:
+                items.append(Item(wanted.request, place.descriptor, place.offset, place.length, place.release))
+                self.bytes_served += place.length
+        if lane.end is not None:
+            lane.end.submit(items)
+        else:
+            lane.queued += items
+        if refused:
+            await peer.send(Refused(message.lane, refused, "not here"))
+
+    async def _on_cancel(self, peer: Peer, message: AnyMessage) -> None:
+        assert isinstance(message, Cancel)
+        lane = self._lanes.get((peer.node, message.lane))
+        if lane is not None and lane.end is not None:
+            lane.end.cancel(message.requests)
+
+    async def _on_corrupt(self, peer: Peer, message: AnyMessage) -> None:
+        assert isinstance(message, Corrupt)
+        _log.warning(
+            "%s got a corrupt block %d of %s from here", peer.hello.name, message.index, message.object.hex()
+        )
+        if len(self.suspects) < 1000:
+            self.suspects.append((ObjectId(message.object), message.index))
+            self.suspected.set()
+
+    async def _on_left(self, peer: Peer) -> None:
+        for nodes in self.wants.values():
+            nodes.discard(peer.node)
+        for lane in [lane for lane in self._lanes.values() if lane.peer == peer.node]:
+            if lane.end is not None:
+                lane.end.close()
+            else:
+                self.lane_ended(lane)

@@ -1,0 +1,102 @@
+"""Directories that stand for a tree: real names, the bytes in place. For engines and people that want a path.
+
+Large files are hard links to the objects (read-only, no second copy); small ones, which rest in packs, are written
+out. A shifted object appears as its shifted file: a valid safetensors file with a longer header.
+"""
+
+import os
+import shutil
+from pathlib import Path
+
+from tbshare.content.block import ObjectId, TreeId
+from tbshare.content.tree import Kind as EntryKind
+from tbshare.errors import ObjectMissing, StoreUnusable
+from tbshare.store import disk
+from tbshare.store.store import Store
+
+# Formats that run code when they are opened by the usual libraries.
+CODE_SUFFIXES = (
+    ".py",
+    ".pyc",
+    ".pkl",
+    ".pickle",
+    ".pt",
+    ".pth",
+    ".bin",
+    ".ckpt",
+    ".joblib",
+    ".so",
+    ".dylib",
+    ".npy_pkl",
+)
+
+
+def runs_code(name: bytes) -> bool:
+    """Return whether opening a file of this name is known to run code that is in it."""
+    return os.fsdecode(name).lower().endswith(CODE_SUFFIXES)
+
+
+def view_path(store: Store, name: str, rev: str, *, code: bool) -> Path:
+    """Return the directory for a version; the same each time."""
+    flat = name.replace("/", "--")
+    return store.home.folder("views") / f"{flat}@{rev}{'+code' if code else ''}"
+
+
+def materialise(store: Store, tree_id: TreeId, directory: Path, *, allow_code: bool) -> list[str]:
+    """Make `directory` show a tree; return the paths left out because they run code.
+
+    Made beside and renamed, so that whoever sees the directory sees all of it. ObjectMissing when it is not whole.
+    """
+    walked = store.walk(tree_id)
+    left_out = [
+        b"/".join(path).decode("utf-8", "replace")
+        for path, entry in walked
+        if entry.kind == EntryKind.FILE and runs_code(entry.name) and not allow_code
+    ]
+    marker = directory / ".tbshare-tree"
+    if marker.is_file() and marker.read_text() == tree_id.hex():
+        return left_out
+    temporary = directory.with_name(f".{directory.name}.new")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True, mode=0o755)
+    for path, entry in walked:
+        target = temporary.joinpath(*(os.fsdecode(part) for part in path))
+        if entry.kind == EntryKind.TREE:
+            target.mkdir()
+        elif entry.kind == EntryKind.LINK:
+            os.symlink(os.fsdecode(entry.target), target)
+        elif allow_code or not runs_code(entry.name):
+            _file(store, ObjectId(entry.target), target, entry.mode)
+    (temporary / marker.name).write_text(tree_id.hex())
+    if directory.exists():
+        shutil.rmtree(directory)
+    os.rename(temporary, directory)
+    disk.sync_directory(directory.parent)
+    return left_out
+
+
+def _file(store: Store, object_id: ObjectId, target: Path, mode: int) -> None:
+    extents = store.extents(object_id)
+    row = store.row(object_id)
+    assert row is not None
+    if row.place == "packed":
+        found = store.manifest(object_id)
+        assert found is not None
+        data = b"".join(store.read_block(object_id, number) for number in range(found.block_count))
+        target.write_bytes(data)
+        target.chmod(mode & 0o555)
+        return
+    try:
+        os.link(extents[-1].path, target)
+    except FileNotFoundError as error:
+        raise ObjectMissing(f"{target.name} is gone from the store", cure="tbshare verify --repair") from error
+    except OSError as error:
+        raise StoreUnusable(f"{target.name} cannot be linked: {error.strerror}") from error
+
+
+def remove(store: Store, tree_id: TreeId) -> None:
+    """Delete the views of a tree; whoever has files of it open or mapped keeps them."""
+    for directory in store.home.folder("views").iterdir():
+        marker = directory / ".tbshare-tree"
+        if marker.is_file() and marker.read_text() == tree_id.hex():
+            shutil.rmtree(directory, ignore_errors=True)

@@ -1,0 +1,1 @@
+"""Links between two nodes: one TCP port, the TLS control session, lanes."""
