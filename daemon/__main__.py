@@ -17,6 +17,8 @@ from tbshare.daemon.handlers import NodeHandlers
 from tbshare.daemon.service import Service, opened
 from tbshare.errors import TbshareError
 
+# How long a thread that computes may hold the others up: lanes hand the interpreter over at every call.
+SWITCH_SECONDS = 0.0005
 LOG_BYTES_MAX, LOG_FILES = 10_000_000, 5
 
 
@@ -81,6 +83,7 @@ def _tell(descriptor: int, text: str) -> None:
 
 def main() -> int:
     """Run the daemon; return the exit status."""
+    sys.setswitchinterval(SWITCH_SECONDS)
     arguments = _arguments()
     home = arguments.home.absolute()
     service = None

@@ -84,7 +84,7 @@ class Pushes:
         process = self.service.processes.begin("push", str(ref))
         await emit(Started(process.id))
         try:
-            with process.scope:
+            with process.scope, self.service.limited(params.limit_bytes_per_second):
                 return await self._push(process, params, ref, targets, source, emit)
             raise Interrupted(f"{process.id} was stopped", cure="push again: it goes on where it was")
         except BaseException as error:
@@ -180,18 +180,21 @@ class Pushes:
             moved = await trio.to_thread.run_sync(adopt, service.store, taken.source, TreeId(version.tree))
         if params.detach:
             assert self.nursery is not None
-            self.nursery.start_soon(self._finish_detached, process, version, taken, same)
+            limit = params.limit_bytes_per_second
+            self.nursery.start_soon(self._finish_detached, process, version, taken, same, limit)
             return PushReport(
                 str(ref), version.tree.hex(), source.size, len(source.files), already=same, id=process.id
             )
         return await self._watch(process, version, taken, emit, already=same, moved=moved)
 
-    async def _finish_detached(self, process: Process, version: RefVersion, taken: _Taken, already: bool) -> None:
+    async def _finish_detached(
+        self, process: Process, version: RefVersion, taken: _Taken, already: bool, limit: int
+    ) -> None:
         async def silent(_: object) -> None:
             await trio.lowlevel.checkpoint()
 
         try:
-            with process.scope:
+            with process.scope, self.service.limited(limit):
                 await self._watch(process, version, taken, silent, already=already, moved=0)
             if not process.finished.is_set():
                 process.end("stopped")
@@ -363,6 +366,7 @@ class Pushes:
         await trio.to_thread.run_sync(lambda: service.log.pins.add(version.tree, note=params.ref))
         service.evicted.discard(version.tree)
         service.replicator.stopped.discard(version.tree)
+        service.replicator.limits[version.tree] = params.limit_bytes_per_second
         service.replicator.poke()
         process = service.processes.begin("pull", params.ref)
         await emit(Started(process.id))
@@ -421,6 +425,8 @@ class _Watcher:
     def __init__(self, service: Service, version: RefVersion, only: set[bytes] | None = None) -> None:
         self.service, self.version, self.only = service, version, only
         self.missing_since: dict[bytes, float] = {}
+        # What these have was there before: an earlier push's count of moved bytes is not this one's.
+        self.whole_before = {peer.node for peer in service.mesh.peers.values() if version.tree in peer.keeps}
 
     async def look(self) -> list[NodeProgress]:
         """Return one line for each target, this node left out unless it is the only one."""
@@ -459,7 +465,7 @@ class _Watcher:
         self.missing_since.pop(node, None)
         message = service.replicator.others.get((tree, node))
         whole = tree in peer.keeps
-        if message is not None:
+        if message is not None and not (whole and node in self.whole_before):
             return self._moving(node, name, message, state="durable" if whole else "")
         if whole:
             return NodeProgress(name, node.hex(), "durable", total, total, 0, total)

@@ -64,6 +64,7 @@ class Replicator:
         self.jobs: dict[bytes, _Job] = {}
         self.whole: set[bytes] = set()
         self.evicted: set[bytes] = set()  # not wanted again until pulled
+        self.limits: dict[bytes, int] = {}  # tree -> bytes per second that a pull asked for
         self.stopped: set[bytes] = set()  # by the user, until the next push, pull or start
         self.others: dict[tuple[bytes, bytes], Progress] = {}  # (tree, node) -> what it last said
         self.changed = trio.Event()
@@ -182,6 +183,7 @@ class Replicator:
             self._tell()
 
     async def _attempt(self, job: _Job) -> bool:
+        job.fetch.limit = self.limits.get(job.fetch.tree, 0)
         try:
             async with self._slots:
                 await job.fetch.run()

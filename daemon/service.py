@@ -8,7 +8,7 @@ import os
 import resource
 import socket
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -40,6 +40,7 @@ from tbshare.wire.message import Hello
 
 _log = logging.getLogger("tbshare.daemon")
 MODELS = "models"
+NO_LIMIT = 1 << 50  # bytes per second
 
 
 class Service:
@@ -54,8 +55,7 @@ class Service:
         self.answer_pairing: Callable[[trio.SocketStream, Callable[[], None]], Awaitable[None]] = _no_pairing
         self.processes = Processes()
         self.evicted = _Kept(home / "evicted.json")
-        limit = config.size("links.limit")
-        self.limit = RateLimit(limit, now=time.monotonic()) if limit else None
+        self.limit = RateLimit(float(config.size("links.limit") or NO_LIMIT), now=time.monotonic())
         self.mesh = Mesh(identity, log, name=self.name, hello=self.hello)
         self.pool = BufferPool()
         self.provider = Provider(store, self.mesh, port=self.port, limit=self.limit)
@@ -134,6 +134,17 @@ class Service:
             provider=self.provider,
             lanes=self.lanes,
         )
+
+    @contextlib.contextmanager
+    def limited(self, bytes_per_second: int) -> Iterator[None]:
+        """Let this node send at most so much inside the block; 0 changes nothing."""
+        before = self.limit.bytes_per_second
+        if bytes_per_second:
+            self.limit.set_rate(min(float(bytes_per_second), before))
+        try:
+            yield
+        finally:
+            self.limit.set_rate(before)
 
     def _save_addresses(self) -> None:
         text = json.dumps({node.hex(): where for node, where in self.mesh.addresses.items()}, indent=1)

@@ -90,7 +90,9 @@ class TreeFetch:
         self._failure: TbshareError | None = None
         self._wake = trio.Event()
         self._settled = False
-        self.started_at = time.time()
+        self.limit = 0.0  # bytes per second to ask for at most; 0 means no limit
+        self._limit_from = time.monotonic()
+        self._asked_bytes = 0
 
     # from outside ----------------------------------------------------------------------------------------------
 
@@ -303,6 +305,8 @@ class TreeFetch:
                     await self._request(steal.winner, usable[steal.winner], [steal.block])
             if moved:
                 views, usable = self._views()
+        if self.limit and self._asked_bytes > self.limit * (time.monotonic() - self._limit_from):
+            return
         wanted: dict[bytes, list[int]] = {}
         for assignment in plan(self._mesh.identity.node, self._needed(), self._sizes, views):
             wanted.setdefault(assignment.peer, []).append(assignment.block)
@@ -353,6 +357,7 @@ class TreeFetch:
             found = arriving.manifest
             target = Target(found.block(number), self._sizes[unit], partial(arriving.write, number))
             self._in_flight[unit] = node
+            self._asked_bytes += self._sizes[unit]
             wanted.append((unit, found.id, number, target))
         await self._lanes.ask(lanes, self, wanted)
 

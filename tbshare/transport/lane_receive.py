@@ -26,8 +26,7 @@ from tbshare.wire.lane import HEADER_BYTES, Header, Opener, parse_header
 
 BLOCKS_WAITING_MAX = 3  # received and not written, per lane: one stuck disk or lane does not take the whole pool
 DELIVERED_BATCH = 8  # blocks per call of `delivered` while more are waiting; each call wakes the daemon once
-# Whole blocks in one call are given huge page-cache folios, whose memory, on a virtual machine that returns free
-# memory to its host, is faulted in again: measured 1.2 against 0.5 CPU s/GB. Small folios come from what is warm.
+# One write of 4 MiB to a new file cost 1.2 CPU s/GB here, sixteen of this size 0.5 (`bench/lane.py`).
 WRITE_BYTES = 256 * 1024
 _DRAIN_BYTES = 64 * 1024
 

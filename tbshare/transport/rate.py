@@ -12,11 +12,15 @@ class RateLimit:
     """
 
     def __init__(self, bytes_per_second: float, *, now: float) -> None:
+        self.set_rate(bytes_per_second)
+        self._lock = Lock()
+        self._free_at = now
+
+    def set_rate(self, bytes_per_second: float) -> None:
+        """Use another rate from now on."""
         assert bytes_per_second > 0
         self.bytes_per_second = bytes_per_second
         self.slice_bytes = max(int(bytes_per_second / 10), 4096)
-        self._lock = Lock()
-        self._free_at = now
 
     def spend(self, count: int, now: float) -> float:
         """Note that `count` bytes were sent; return the seconds to wait before sending more, 0.0 if none."""

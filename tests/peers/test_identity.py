@@ -9,7 +9,13 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from tbshare.errors import StoreUnusable
-from tbshare.peers.identity import Identity, certificate_of, short, verify
+from tbshare.peers.identity import (
+    Identity,
+    _create,  # pyright: ignore[reportPrivateUsage]
+    certificate_of,
+    short,
+    verify,
+)
 from tbshare.volumes.entry import node_of_certificate
 
 
@@ -95,6 +101,15 @@ def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
     for path in (directory, pipe, link, tmp_path / "missing" / "device.key"):
         with pytest.raises(StoreUnusable):
             Identity.load_or_create(path)
+
+
+def test_a_key_that_is_there_is_never_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "device.key"
+    Identity.load_or_create(path)
+    before = path.read_bytes()
+    _create(path)  # as a process that found no key just before another made one
+    assert path.read_bytes() == before
+    assert os.listdir(tmp_path) == ["device.key"]
 
 
 def test_processes_that_start_together_get_one_key(tmp_path: Path) -> None:

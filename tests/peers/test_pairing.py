@@ -279,6 +279,20 @@ async def test_a_byte_changed_in_the_middle(lab: Lab, number: int, place: int) -
     assert bool(lab.admitted) == (number == 5), "only the last word comes after the newcomer is a member"
 
 
+async def test_the_same_said_in_other_bytes(lab: Lab) -> None:
+    """Everything said is bound, not only what it means."""
+
+    def spell(number: int, data: bytes) -> bytes:
+        if number != 1:
+            return data
+        body = data[2:].replace(b"\xc4\x21", b"\xc5\x00\x21")
+        return len(body).to_bytes(2, "big") + body
+
+    joined, _ = await attempt(lab, Window(CODE, trio.current_time()), CODE, tampers=relay(spell))
+    assert isinstance(joined, PairingFailed)
+    assert not lab.admitted
+
+
 async def test_what_was_said_once_is_worth_nothing_again(lab: Lab) -> None:
     said: list[bytes] = []
 
@@ -382,7 +396,7 @@ async def test_who_is_slow_is_cut_off(lab: Lab, autojump_clock: trio.testing.Moc
     async def drip() -> None:
         for byte in MAGIC + bytes(100):
             await near.send_all(bytes([byte]))
-            await trio.sleep(1)
+            await trio.sleep(0.9)
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(drip)

@@ -90,8 +90,9 @@ class Lab:
         who.hear(by)
         return entry
 
-    def remove(self, by: Writer, who: Writer) -> Entry:
-        return by.write(MemberRemove(node=who.node, cluster=self.cluster, until=by.until(who.node)))
+    def remove(self, by: Writer, who: Writer, *, lamport: int | None = None) -> Entry:
+        op = MemberRemove(node=who.node, cluster=self.cluster, until=by.until(who.node))
+        return by.write(op, lamport=lamport)
 
     def all(self) -> list[Entry]:
         return list({hash_: entry for writer in self.writers for hash_, entry in writer.seen.items()}.values())
@@ -285,8 +286,8 @@ def test_two_admins_remove_each_other_and_the_elder_stays() -> None:
     lab.add(lab.anna, lab.cora, "cora")
     lab.bert.hear(lab.cora)
     lab.cora.hear(lab.bert)
-    lab.remove(lab.cora, lab.bert)
-    lab.remove(lab.bert, lab.cora)
+    lab.remove(lab.cora, lab.bert, lamport=10)
+    lab.remove(lab.bert, lab.cora, lamport=20)  # later in the order, but by the elder
     assert names(lab.state()) == ["anna", "bert"]
 
 
@@ -307,6 +308,18 @@ def test_two_removals_add_up() -> None:
     lab.bert.hear(lab.cora)
     lab.remove(lab.anna, lab.cora)  # has not seen the push
     lab.remove(lab.bert, lab.cora)  # has
+    assert refs(lab.state()) == {"a@1": b"x"}
+
+
+def test_two_removals_add_up_the_other_way() -> None:
+    lab = Lab()
+    for who, name in ((lab.bert, "bert"), (lab.cora, "cora")):
+        lab.add(lab.anna, who, name)
+    lab.bert.hear(lab.anna)
+    lab.cora.write(push("a", 1, b"x"))
+    lab.anna.hear(lab.cora)
+    lab.remove(lab.anna, lab.cora)
+    lab.remove(lab.bert, lab.cora)
     assert refs(lab.state()) == {"a@1": b"x"}
     assert names(lab.state()) == ["anna", "bert"]
 

@@ -111,10 +111,11 @@ def test_a_full_disk_loses_nothing(home: Path) -> None:
         fill()
     assert caught.value.cure
     log._database.rows("PRAGMA max_page_count=100000")  # pyright: ignore[reportPrivateUsage]
-    stored = log.state()
+    stored, vector = log.state(), log.vector()
     assert set(before.entries) <= set(stored.entries)
     log.close()
     log = opened(home)
+    assert log.vector() == vector
     assert log.state() == stored, "what is in memory is what is committed"
     assert log.append([push("c")]).seq == len(stored.entries) + 1
 
