@@ -213,9 +213,12 @@ async def test_the_pin_holds_when_the_chain_is_trusted_too(pair: Pair, monkeypat
         return whole(side, own, everyone)
 
     monkeypatch.setattr(control, "_context", trusting)
-    dialling, answering = await outcome(pair, pair.eve, expects=pair.bert)
-    assert isinstance(dialling, PeerError)
-    assert isinstance(answering, PeerError)
+    _, answering = await outcome(pair, pair.eve, expects=pair.anna)
+    assert isinstance(answering, PeerError), "the answering side compares"
+    trusted = {pair.eve.node: pair.eve.certificate}
+    dialling, _ = await outcome(pair, pair.eve, expects=pair.bert, trusted=trusted)
+    assert isinstance(dialling, PeerError), "and the dialling side does"
+    assert "another machine" in str(dialling)
 
 
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
