@@ -104,6 +104,7 @@ class Node:
         """Evict refs here."""
         with self.client() as client:
             for ref in refs:
+                client.unpin(ref)  # a pull pins
                 client.evict(ref)
 
 
@@ -172,21 +173,35 @@ class Moment:
 
 
 class ArrivalWatch:
-    """Notes when a node has written so many bytes since the watch began. A context manager: it ends its thread."""
+    """Notes when a node has written so many bytes since the watch began, and then when `named` is there.
 
-    def __init__(self, node: Node, byte_count: int, cpu_nodes: Sequence[Node] = ()) -> None:
+    A file of the store gets its name once it is durable. A context manager: it ends its thread.
+    """
+
+    def __init__(
+        self, node: Node, byte_count: int, *, named: Path | None = None, cpu_nodes: Sequence[Node] = ()
+    ) -> None:
         self.written: Moment | None = None
-        self._node, self._bytes, self._cpu_nodes = node, byte_count, cpu_nodes
+        self.durable: Moment | None = None
+        self._node, self._bytes, self._named, self._cpu_nodes = node, byte_count, named, cpu_nodes
         self._start_bytes = node.written_bytes()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
     def _watch(self) -> None:
-        while not self._stop.is_set():
-            if self._node.written_bytes() - self._start_bytes >= self._bytes:
-                self.written = Moment(time.perf_counter(), sum(node.cpu_seconds() for node in self._cpu_nodes))
+        while not self._stop.is_set() and self._node.written_bytes() - self._start_bytes < self._bytes:
+            self._stop.wait(POLL_SECONDS)
+        self.written = self._now()
+        while self._named is not None and not self._stop.is_set():
+            if self._named.exists():
+                self.durable = self._now()
                 return
             self._stop.wait(POLL_SECONDS)
+
+    def _now(self) -> Moment | None:
+        if self._stop.is_set():
+            return None
+        return Moment(time.perf_counter(), sum(node.cpu_seconds() for node in self._cpu_nodes))
 
     def __enter__(self) -> Self:
         self._thread.start()

@@ -10,6 +10,7 @@ from tbshare import __version__
 from tbshare.daemon.control import Emit
 from tbshare.daemon.service import Service, own_name
 from tbshare.errors import PairingFailed, PeerError, PeerUnreachable, UsageError
+from tbshare.peers import discovery
 from tbshare.peers.mesh import split_address
 from tbshare.peers.pairing import Newcomer, Window, join, new_code, offer
 from tbshare.store import disk
@@ -26,6 +27,7 @@ from tbshare.wire.report import (
 )
 
 DIAL_SECONDS = 5.0
+LOOK_SECONDS = 3.0
 POLL_SECONDS = 0.05
 MEET_SECONDS = 10.0  # after pairing, for the first control session
 
@@ -169,6 +171,7 @@ class Cluster:
             )
         now = trio.current_time()
         window = self._window = Window(new_code(), now)
+        shown = await trio.to_thread.run_sync(self._announce)
         try:
             await emit(Code(window.code, window.seconds_left(now), service.addresses()))
             while window.is_open(trio.current_time()):
@@ -183,6 +186,13 @@ class Cluster:
         finally:
             window.close()
             self._window = None
+            if shown is not None:
+                with trio.CancelScope(shield=True):
+                    await trio.to_thread.run_sync(shown.close)
+
+    def _announce(self) -> discovery.Announcement | None:
+        service = self.service
+        return discovery.announce(service.name(), service.identity.short(), service.addresses(), service.port)
 
     async def _welcome(self, newcomer: Newcomer) -> Paired:
         await self._meet(newcomer.node)
@@ -248,10 +258,17 @@ class Cluster:
         return Paired(invitation.name, invitation.node.hex(), [member.name for member in state.members.values()])
 
     async def _look_around(self) -> str:
-        raise PairingFailed(
-            "a code without an address needs discovery, which this version does not have",
-            cure="tbshare pair CODE@ADDRESS",
-        )
+        """Return the address of the one machine around that shows a code."""
+        found = await trio.to_thread.run_sync(discovery.look_around, LOOK_SECONDS)
+        if not found:
+            raise PairingFailed(
+                "no machine on this network says that it shows a code",
+                cure="tbshare pair CODE@ADDRESS, with an address that `tbshare pair` shows there",
+            )
+        if len(found) > 1:
+            names = ", ".join(f"{name} at {address}" for name, address in sorted(found.items()))
+            raise PairingFailed(f"several machines show a code: {names}", cure="tbshare pair CODE@ADDRESS")
+        return next(iter(found.values()))
 
     async def _meet(self, node: bytes) -> None:
         """Wait for the first control session with a node that has just paired, but not for long."""
@@ -263,5 +280,5 @@ class Cluster:
     @staticmethod
     async def _poll(holds: Callable[[], bool]) -> None:
         with trio.move_on_after(MEET_SECONDS):
-            while not await trio.to_thread.run_sync(holds):
+            while not await trio.to_thread.run_sync(holds):  # noqa: ASYNC110 - rare, and of another room
                 await trio.sleep(POLL_SECONDS)

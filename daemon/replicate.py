@@ -194,4 +194,7 @@ class Replicator:
         except TbshareError as error:
             _log.warning("%s@%s is not here yet: %s", job.version.name, job.version.rev, error)
             return False
+        except Exception:  # noqa: BLE001 - a bug that one tree meets does not end the daemon
+            _log.exception("%s@%s: the fetch failed", job.version.name, job.version.rev)
+            return False
         return True

@@ -27,6 +27,7 @@ from tbshare.wire.message import AnyMessage, Cancel, Corrupt, Fetch, LaneOpen, L
 _log = logging.getLogger("tbshare.peers.lanes")
 REOPEN_SECONDS = 1.0
 DEAD_LANE_SECONDS = 4.0  # a lane that stays suspect this long is cut and opened again
+BLOCK_SECONDS_MAX = 60.0  # for one block: below 70 KB/s a lane only holds a buffer
 
 
 class Fetching(Protocol):
@@ -67,6 +68,7 @@ class Lane:
         self.outstanding = 0
         self.expected: dict[int, _Expected] = {}
         self.asked_at = 0.0  # monotonic; when something was asked for while nothing was outstanding
+        self.suspect_at = 0.0  # of its last byte when it became suspect; 0 while it is not
         self._token = trio.lowlevel.current_trio_token()
 
     # the Sink, called in lane threads
@@ -124,6 +126,23 @@ class Lane:
             if expected is not None and not expected.dropped:
                 expected.fetch.lost(self.peer.node, [expected.unit], reason=reason, refused=False)
 
+    def is_suspect(self, now: float) -> bool:
+        """Return whether the lane makes no progress; once it does not, until a byte arrives."""
+        progress = self.end.progress_at_seconds if self.end is not None else 0.0
+        if self.suspect_at and progress > self.suspect_at:
+            self.suspect_at = 0.0
+        if not self.suspect_at and is_suspect(self.outstanding_bytes, self.quiet_seconds(now)):
+            self.suspect_at = progress or now
+        return bool(self.suspect_at)
+
+    def must_end(self, now: float) -> bool:
+        """Return whether the lane is to be opened again: silent too long, or a block that trickles."""
+        if self.end is None:
+            return False
+        since = self.end.block_since_seconds
+        trickles = since is not None and now - since > BLOCK_SECONDS_MAX
+        return trickles or (self.outstanding > 0 and self.quiet_seconds(now) > DEAD_LANE_SECONDS)
+
     def quiet_seconds(self, now: float) -> float:
         """Return for how long nothing has come, counted from the first request at the earliest."""
         progress = self.end.progress_at_seconds if self.end is not None else 0.0
@@ -138,6 +157,7 @@ class PeerLanes:
         self.lanes: list[Lane] = []
         self.rate = Rate()
         self.bytes_before = 0
+        self.busy_before = False
         self.reopen_at = 0.0
         self.opening = False
 
@@ -152,18 +172,19 @@ class PeerLanes:
         return sum(lane.outstanding for lane in self.lanes)
 
     def suspect(self, now: float) -> bool:
-        """Return whether no lane makes progress although something is outstanding."""
-        waiting = [lane for lane in self.lanes if lane.outstanding]
-        return bool(waiting) and all(
-            is_suspect(lane.outstanding_bytes, lane.quiet_seconds(now)) for lane in waiting
-        )
+        """Return whether no lane makes progress."""
+        return bool(self.lanes) and sum(lane.is_suspect(now) for lane in self.lanes) == len(self.lanes)
 
     def measure(self, seconds: float) -> None:
-        """Take the bytes of the last `seconds` into the rate."""
+        """Take the bytes of the last `seconds` into the rate, if something was outstanding all the time."""
         received = sum(lane.end.bytes_received for lane in self.lanes if lane.end is not None)
         grown, self.bytes_before = received - self.bytes_before, received
-        if grown > 0 or self.outstanding:
-            self.rate = self.rate.after(max(0, grown), seconds)
+        busy = self.outstanding > 0
+        if grown > 0 and ((busy and self.busy_before) or not self.rate.bytes_per_second):
+            self.rate = self.rate.after(grown, seconds)
+        elif busy and self.busy_before:
+            self.rate = self.rate.after(0, seconds)
+        self.busy_before = busy
 
 
 class Lanes:
@@ -194,7 +215,7 @@ class Lanes:
                     for lanes in self.by_peer.values():
                         lanes.measure(now - before)
                         for lane in lanes.lanes:
-                            if lane.end and lane.outstanding and lane.quiet_seconds(now) > DEAD_LANE_SECONDS:
+                            if lane.end is not None and lane.must_end(now):
                                 _log.warning("a lane from %s is silent; it is opened again", lane.peer.hello.name)
                                 lane.end.close()
                     before = now

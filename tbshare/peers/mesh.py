@@ -9,11 +9,12 @@ Shared state, all in the trio thread: `peers` (node -> Peer). A Peer is in it fr
 import logging
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 
 import trio
 
 from tbshare import __version__
-from tbshare.errors import PeerError, PeerUnreachable, TbshareError
+from tbshare.errors import PeerError, PeerUnreachable
 from tbshare.peers.identity import Identity, short
 from tbshare.transport import control
 from tbshare.transport.control import ControlSession
@@ -147,9 +148,12 @@ class Mesh:
         self._redial.set()
 
     async def _on_vector(self, peer: Peer, message: Vector) -> None:
-        entries = await trio.to_thread.run_sync(self.log.missing_for, message.heads, ENTRIES_MESSAGE_BYTES)
-        if entries:
-            await peer.send(Entries(entries, more=True))
+        sent = 0
+        while entries := await trio.to_thread.run_sync(
+            partial(self.log.missing_for, message.heads, ENTRIES_MESSAGE_BYTES, skip=sent)
+        ):
+            sent += len(entries)
+            await peer.send(Entries(entries))
 
     async def _on_entries(self, peer: Peer, message: Entries) -> None:
         received = await trio.to_thread.run_sync(self.log.receive, message.entries)
@@ -159,8 +163,7 @@ class Mesh:
             await self.grown(received.accepted, but=peer)
             heads = await trio.to_thread.run_sync(self.log.vector)
             await peer.send(Acknowledged(heads))
-        if (received.accepted and message.more) or (received.rejected and not message.more):
-            # There may be more, or something before these is missing: say what we have.
+        if received.rejected:  # perhaps something before these is missing: say what we have
             await peer.send(Vector(await trio.to_thread.run_sync(self.log.summary)))
 
     async def _on_acknowledged(self, peer: Peer, message: Acknowledged) -> None:
@@ -243,7 +246,7 @@ class Mesh:
                 await self._greet_and_serve(session, dialled)
             except (PeerError, PeerUnreachable) as error:
                 _log.info("the session with %s ended: %s", short(session.node), error)
-            except TbshareError:
+            except Exception:  # noqa: BLE001 - a session that meets a bug of ours ends alone
                 _log.exception("the session with %s ended by an error here", short(session.node))
             finally:
                 with trio.move_on_after(2, shield=True):

@@ -46,6 +46,7 @@ _log = logging.getLogger("tbshare.peers.provide")
 LANES_PER_PEER_MAX = 8
 HOLDINGS_PER_MESSAGE = 2000
 TREES_CACHED = 64
+WANTS_MAX = 10_000
 
 
 @dataclass
@@ -144,8 +145,14 @@ class Provider:
 
     async def _on_want(self, peer: Peer, message: AnyMessage) -> None:
         assert isinstance(message, Want)
-        await self._check_tree(peer, message.tree)
+        if len(self.wants) > WANTS_MAX:
+            self.wants = {tree: nodes for tree, nodes in self.wants.items() if nodes}
+            if len(self.wants) > WANTS_MAX:
+                raise PeerError("more trees are asked for than there can be")
         self.wants.setdefault(message.tree, set()).add(peer.node)
+        if not await self._may_have(peer, message.tree):
+            await peer.send(Have(message.tree))  # the ref may reach us later; from then on we announce
+            return
         for answer in await trio.to_thread.run_sync(self._holdings, message.tree):
             await peer.send(answer)
 
@@ -173,11 +180,11 @@ class Provider:
             if peer is not None:
                 await peer.send(Have(tree, whole=whole, holdings=holdings))
 
-    async def _check_tree(self, peer: Peer, tree: bytes) -> None:
+    async def _may_have(self, peer: Peer, tree: bytes) -> bool:
+        """Return whether a ref names the tree and the asker is a member."""
         state = await self.mesh.state()
         named = any(version.tree == tree for versions in state.refs.values() for version in versions)
-        if not named or not state.is_member(peer.node):
-            raise PeerError(f"{peer.hello.name} asked for a tree that no ref names")
+        return named and state.is_member(peer.node)
 
     # lanes -----------------------------------------------------------------------------------------------------
 
@@ -245,11 +252,7 @@ class Provider:
             raise PeerError("too many blocks asked for at once")
         objects = self._objects.get(message.tree)
         if objects is None:
-            await self._check_tree(peer, message.tree)
-            objects = frozenset(await trio.to_thread.run_sync(self.store.objects_below, TreeId(message.tree)))
-            self._objects[message.tree] = objects
-            while len(self._objects) > TREES_CACHED:
-                self._objects.popitem(last=False)
+            objects = await self._objects_of(peer, message.tree)
         items: list[Item] = []
         refused: list[int] = []
         for wanted in message.blocks:
@@ -267,6 +270,20 @@ class Provider:
             lane.queued += items
         if refused:
             await peer.send(Refused(message.lane, refused, "not here"))
+
+    async def _objects_of(self, peer: Peer, tree: bytes) -> frozenset[bytes]:
+        """Return the objects of a tree that the peer may have; none when it may not."""
+        if not await self._may_have(peer, tree):
+            _log.warning("%s asked for blocks of a tree that no ref names", peer.hello.name)
+            return frozenset()
+        try:
+            objects = frozenset(await trio.to_thread.run_sync(self.store.objects_below, TreeId(tree)))
+        except ObjectMissing:
+            return frozenset()
+        self._objects[tree] = objects
+        while len(self._objects) > TREES_CACHED:
+            self._objects.popitem(last=False)
+        return objects
 
     async def _on_cancel(self, peer: Peer, message: AnyMessage) -> None:
         assert isinstance(message, Cancel)

@@ -5,7 +5,7 @@ The disk is the truth. What cannot be explained is moved to quarantine/, never d
 
 import os
 import sqlite3
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from tbshare.content import bits
 from tbshare.content.block import ObjectId, block_id
@@ -18,8 +18,33 @@ from tbshare.store.home import Home
 from tbshare.store.index import Index
 from tbshare.store.pack import Kind, Packs
 
-if TYPE_CHECKING:
-    from tbshare.store.store import Store
+
+class Recovering(Protocol):
+    """What recovery needs of a Store that is being opened."""
+
+    @property
+    def home(self) -> Home:
+        """Its paths."""
+        ...
+
+    @property
+    def index(self) -> Index:
+        """Its index, open."""
+        ...
+
+    @property
+    def packs(self) -> Packs:
+        """Its packs, open."""
+        ...
+
+    @property
+    def notices(self) -> list[str]:
+        """Where to say what was found."""
+        ...
+
+    def manifest(self, object_id: ObjectId) -> Manifest | None:
+        """Return a manifest that is here."""
+        ...
 
 
 def open_index(home: Home, notices: list[str]) -> Index:
@@ -37,7 +62,7 @@ def open_index(home: Home, notices: list[str]) -> Index:
         return Index(home.index)
 
 
-def recover(store: "Store") -> None:
+def recover(store: Recovering) -> None:
     """Compare index and disk, and mend the index."""
     read_packs(store.packs, store.index)
     _packed_objects(store)
@@ -71,14 +96,14 @@ def read_packs(packs: Packs, index: Index) -> None:
         index.forget_pack(number)
 
 
-def _manifest(store: "Store", object_id: ObjectId) -> Manifest | None:
+def _manifest(store: Recovering, object_id: ObjectId) -> Manifest | None:
     try:
         return store.manifest(object_id)
     except (FormatInvalid, BlockCorrupt):
         return None
 
 
-def _packed_objects(store: "Store") -> None:
+def _packed_objects(store: Recovering) -> None:
     index = store.index
     contents = {record_id for _, record_id, _ in index.records(Kind.CONTENT)}
     for row in index.objects():
@@ -91,7 +116,7 @@ def _packed_objects(store: "Store") -> None:
             index.put_object(found, whole=True, place="packed")
 
 
-def _whole_objects(store: "Store") -> None:
+def _whole_objects(store: Recovering) -> None:
     index = store.index
     rows = {row.id: row for row in index.objects()}
     seen: set[ObjectId] = set()
@@ -126,7 +151,7 @@ def _file_size(found: Manifest, place: str) -> int:
     return found.size
 
 
-def _partial_objects(store: "Store") -> None:
+def _partial_objects(store: Recovering) -> None:
     index = store.index
     rows = {row.id: row for row in index.objects() if not row.whole}
     for path in store.home.folder("partial").iterdir():
@@ -150,7 +175,7 @@ def _partial_objects(store: "Store") -> None:
             index.set_present(row.id, 0)
 
 
-def _hash_again(store: "Store", found: Manifest) -> bits.Bits:
+def _hash_again(store: Recovering, found: Manifest) -> bits.Bits:
     """Return the blocks of a partial file that are what they should be, synced."""
     try:
         arriving = Arriving(found, store.home.partial(found.id), 0)

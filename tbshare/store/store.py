@@ -28,6 +28,7 @@ from tbshare.store.arriving import SMALL_BYTES, Arriving
 from tbshare.store.home import open_home, sweep_temporary
 from tbshare.store.index import Index, Row
 from tbshare.store.pack import Kind, Packs, Place
+from tbshare.store.recover import open_index, recover
 
 OPEN_FILES_MAX = 256
 
@@ -75,8 +76,6 @@ class Store:
         try:
             sweep_temporary(self.home)
             self.packs = Packs(self.home.folder("objects"))
-            from tbshare.store.recover import open_index, recover
-
             self.index: Index = open_index(self.home, self.notices)
             recover(self)
         except BaseException:

@@ -63,10 +63,9 @@ class Vector(Message, frozen=True, tag="vector"):
 
 
 class Entries(Message, frozen=True, tag="entries"):
-    """Signed log entries the receiver lacks, oldest first; `more` when others follow."""
+    """Signed log entries the receiver lacks, oldest first."""
 
     entries: list[bytes]
-    more: bool = False
 
 
 class Acknowledged(Message, frozen=True, tag="acknowledged"):
