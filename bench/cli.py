@@ -1,6 +1,6 @@
 """CPU seconds of the command line: `--help`, and `ls` against a daemon. Best of five, as the child's rusage.
 
-    python -m bench cli
+python -m bench cli
 """
 
 import os

@@ -2,10 +2,10 @@
 
     python -m bench ingest [--runs 5]
 
-On XFS (a loop mount, root) the file is cloned and the clone is hashed; on the file system of --scratch it is copied
-and hashed. *BLAKE3 alone* hashes one warm buffer of 4 MiB over and over, block ids and all, in the same run.
-Rates are by CPU seconds of the process, which neighbours on the machine disturb least; the wall clock is beside it, up
-to the last hashed byte, and up to durable, which is the disk's speed where there is a copy.
+On XFS (a loop mount, root) the file is cloned and the clone is hashed; on the file system of --scratch it is
+copied and hashed. *BLAKE3 alone* hashes one warm buffer of 4 MiB over and over, block ids and all, in the same run.
+Rates are by CPU seconds of the process, which neighbours on the machine disturb least; the wall clock is beside it,
+up to the last hashed byte, and up to durable, which is the disk's speed where there is a copy.
 """
 
 import contextlib
@@ -123,7 +123,14 @@ def run(options: Options) -> bool:
     medians = {name: _median(taken) for name, taken in runs.items()}
     alone = medians["BLAKE3 alone"].per_cpu_second
     table(
-        [f"{size / GB:.2f} GB, one worker", "GB/CPU s", "(least-most)", "of BLAKE3", "GB/s hashed", "GB/s durable"],
+        [
+            f"{size / GB:.2f} GB, one worker",
+            "GB/CPU s",
+            "(least-most)",
+            "of BLAKE3",
+            "GB/s hashed",
+            "GB/s durable",
+        ],
         [
             [
                 name,

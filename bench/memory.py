@@ -2,8 +2,8 @@
 
     python -m bench memory [--scratch DIR]
 
-Models of 2 GB are made, pushed from one node to the other, removed and collected, one after another. Each holds blocks
-that no other holds: random bytes, the number of the block in front.
+Models of 2 GB are made, pushed from one node to the other, removed and collected, one after another. Each holds
+blocks that no other holds: random bytes, the number of the block in front.
 """
 
 import os

@@ -1,7 +1,7 @@
 """Daemons for the benches: started by the command line, paired, measured from outside, and always stopped.
 
-What a daemon does is read from /proc, so that measuring costs it nothing: CPU seconds from `stat`, the bytes it has
-written to files from `io`. A block is written after it was verified, so "all bytes written" is "all verified".
+What a daemon does is read from /proc, so that measuring costs it nothing: CPU seconds from `stat`, the bytes it
+has written to files from `io`. A block is written after it was verified: "all written" is "all verified".
 """
 
 import contextlib
@@ -21,6 +21,7 @@ from typing import Self
 from measuring import cpu_of
 
 from tbshare.client import Client
+from tbshare.store.disk import file_system_kind
 from tbshare.wire.report import AnyEvent, Code
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -55,6 +56,7 @@ class Node:
         self.prefix = list(prefix)
         self.pid, self.port = 0, 0
         home.mkdir(mode=0o700, parents=True)
+        self._on_tmpfs = file_system_kind(home) == "tmpfs"
         (home / "config.toml").write_text(config, encoding="utf-8")
 
     def command(self, *words: str) -> str:
@@ -62,7 +64,9 @@ class Node:
         whole = [*self.prefix, sys.executable, "-m", "tbshare.cli", "--home", str(self.home), *words]
         done = subprocess.run(whole, capture_output=True, text=True, env=environment(), check=False)
         if done.returncode:
-            raise BenchError(f"{self.name}: tbshare {' '.join(words)}: {done.stderr.strip() or done.stdout.strip()}")
+            raise BenchError(
+                f"{self.name}: tbshare {' '.join(words)}: {done.stderr.strip() or done.stdout.strip()}"
+            )
         return done.stdout
 
     def up(self) -> None:
@@ -96,9 +100,14 @@ class Node:
         return cpu_of(self.pid)
 
     def written_bytes(self) -> int:
-        """Return how many bytes the daemon has written to files (and a little to pipes) since it started."""
+        """Return how many bytes of files the daemon has written since it started.
+
+        Counted when a page becomes dirty, so not on tmpfs; there it is what went through system calls that write,
+        and `sendfile` is one of them: right for a node that sends nothing.
+        """
+        name = "wchar:" if self._on_tmpfs else "write_bytes:"
         with open(f"/proc/{self.pid}/io") as lines:
-            return next(int(line.split()[1]) for line in lines if line.startswith("wchar:"))
+            return next(int(line.split()[1]) for line in lines if line.startswith(name))
 
     def free(self, *refs: str) -> None:
         """Evict refs here."""
@@ -183,7 +192,8 @@ class ArrivalWatch:
     ) -> None:
         self.written: Moment | None = None
         self.durable: Moment | None = None
-        self._node, self._bytes, self._named, self._cpu_nodes = node, byte_count, named, cpu_nodes
+        self._node, self._bytes, self._cpu_nodes = node, byte_count, cpu_nodes
+        self.named = named
         self._start_bytes = node.written_bytes()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
@@ -192,8 +202,8 @@ class ArrivalWatch:
         while not self._stop.is_set() and self._node.written_bytes() - self._start_bytes < self._bytes:
             self._stop.wait(POLL_SECONDS)
         self.written = self._now()
-        while self._named is not None and not self._stop.is_set():
-            if self._named.exists():
+        while self.named is not None and not self._stop.is_set():
+            if self.named.exists():
                 self.durable = self._now()
                 return
             self._stop.wait(POLL_SECONDS)

@@ -32,7 +32,10 @@ def table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
     rows = [list(head), *[list(line) for line in lines]]
     widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
     for row in rows:
-        cells = [row[0].ljust(widths[0]), *[cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]]
+        cells = [
+            row[0].ljust(widths[0]),
+            *[cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)],
+        ]
         print("  ".join(cells).rstrip())
 
 

@@ -2,10 +2,10 @@
 
     python -m bench transfer [--runs 5] [--only tbshare rsync ...]
 
-One file of random bytes, in the page cache everywhere, taken in by node `a`. Before each run the receiver's copy is
-evicted and memory is warmed (facts about free pages: `measuring.warm_pages`). The clock stops twice: when the last
-block is verified and written, which is what rsync and the bare copy do, and when it is durable; `rsync --fsync`
-stands beside that. CPU seconds are those of both daemons until the pull has ended, syncs included.
+One file of random bytes, in the page cache everywhere, taken in by node `a`. Before each run the receiver's copy
+is evicted and memory is warmed (why: `measuring.warm_pages`). The clock stops twice: when the last block is verified
+and written, which is what rsync and the bare copy do, and when it is durable; `rsync --fsync` stands beside that.
+CPU seconds are those of both daemons until the pull has ended, syncs included.
 """
 
 import contextlib
@@ -27,7 +27,6 @@ from tbshare.transport.lane import NICE
 from tbshare.wire.local import PullParams, PushParams
 
 REF = "transfer"
-SHARE_RUNS = 1  # it takes half a minute
 
 
 class Transfer:
@@ -51,7 +50,10 @@ class Transfer:
         both = (provider, fetcher)
         (here,) = _objects(provider)
         named = fetcher.home / here.relative_to(provider.home)
-        with fetcher.client() as client, ArrivalWatch(fetcher, self.bench.size, named=named, cpu_nodes=both) as watch:
+        with (
+            fetcher.client() as client,
+            ArrivalWatch(fetcher, self.bench.size, named=named, cpu_nodes=both) as watch,
+        ):
             cpu = sum(node.cpu_seconds() for node in both)
             started = time.perf_counter()
             report = client.pull(PullParams(REF))
@@ -114,15 +116,20 @@ class Transfer:
                     child.kill()
                     child.wait()
         wall = time.perf_counter() - started
-        if failed or not any(path.is_file() for path in received.rglob("*")):
+        arrived = received / self.bench.source.name
+        if failed or not arrived.is_file() or arrived.stat().st_size != self.bench.size:
             raise BenchError("mlx_lm.share failed")
+        arrived.rename(self.bench.destination)
+        self.bench.check()
         shutil.rmtree(received)
         return Usage(self.bench.size, wall, cpu)
 
 
 def _objects(node: Node) -> list[Path]:
     """Return the large files of a node's store."""
-    return [path for path in (node.home / "objects").rglob("*") if path.is_file() and path.stat().st_size > 1 << 22]
+    return [
+        path for path in (node.home / "objects").rglob("*") if path.is_file() and path.stat().st_size > 1 << 22
+    ]
 
 
 def _free_port() -> int:
@@ -174,19 +181,18 @@ def run(options: Options) -> bool:
                 "tbshare, sealed": lambda: transfer.pull("c"),
                 "rsync": lambda: transfer.rsync(port, daemon, fsync=False),
                 "rsync --fsync": lambda: transfer.rsync(port, daemon, fsync=True),
+                "mlx_lm.share": lambda: transfer.share(options.scratch),
             }
             if options.only:
                 contenders = {name: run for name, run in contenders.items() if name in options.only}
             results = take_turns(contenders, options.runs, warm_gib=warm_gib)
-        for node in nodes.values():
-            node.down()  # none of them must be on a CPU while the last one runs
-        if not options.only or "share" in options.only:
-            share = {"mlx_lm.share": lambda: transfer.share(options.scratch)}
-            results |= take_turns(share, SHARE_RUNS, warm_gib=warm_gib)
     medians = {name: median_of(usages) for name, usages in results.items()}
     durable = {f"{name}, durable": median_of(usages) for name, usages in transfer.durable.items()}
     print_table(medians | durable, ["bare", "rsync", "rsync --fsync"])
-    rows = {name: {key: round(value, 4) for key, value in vars(row).items()} for name, row in (medians | durable).items()}
+    rows = {
+        name: {key: round(value, 4) for key, value in vars(row).items()}
+        for name, row in (medians | durable).items()
+    }
     return verdict("transfer", _demands(results), {"bytes": size, "medians": rows}, quick=options.quick)
 
 

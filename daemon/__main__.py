@@ -84,6 +84,7 @@ def _tell(descriptor: int, text: str) -> None:
 def main() -> int:
     """Run the daemon; return the exit status."""
     sys.setswitchinterval(SWITCH_SECONDS)
+    signal.signal(signal.SIGIO, signal.SIG_IGN)  # a file lease that is broken tells so; nobody waits for it
     arguments = _arguments()
     home = arguments.home.absolute()
     service = None

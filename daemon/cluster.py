@@ -1,6 +1,7 @@
 """The cluster as the user sees it: nodes, status, pairing."""
 
 import os
+import threading
 import time
 from collections.abc import Callable
 
@@ -186,9 +187,8 @@ class Cluster:
         finally:
             window.close()
             self._window = None
-            if shown is not None:
-                with trio.CancelScope(shield=True):
-                    await trio.to_thread.run_sync(shown.close)
+            if shown is not None:  # saying goodbye takes a second; nobody needs to wait for it
+                threading.Thread(target=shown.close, name="unannounce", daemon=True).start()
 
     def _announce(self) -> discovery.Announcement | None:
         service = self.service

@@ -9,6 +9,7 @@ from functools import partial
 import trio
 
 from tbshare.content.block import ObjectId, TreeId
+from tbshare.content.tree import Kind as EntryKind
 from tbshare.daemon.control import Emit
 from tbshare.daemon.refs import Refs
 from tbshare.daemon.service import Service
@@ -29,7 +30,6 @@ class Keep:
 
     def __init__(self, service: Service, refs: Refs) -> None:
         self.service, self.refs = service, refs
-        self._lock = trio.Lock()
 
     async def run(self) -> None:
         """Verify what peers complained of, and collect garbage from time to time; for ever."""
@@ -82,7 +82,9 @@ class Keep:
             partial(self._needed_trees, state, time.time_ns(), now=params.now)
         )
         trees |= set(service.replicator.jobs)
-        async with self._lock:
+        async with service.collecting:
+            while service.ingesting:
+                await service.ingested.wait()
             live, live_trees = await trio.to_thread.run_sync(self._live, trees)
             objects, freed = await trio.to_thread.run_sync(care.collect, service.store, live, live_trees)
         for tree in service.replicator.whole - trees:
@@ -99,11 +101,8 @@ class Keep:
         store, live, live_trees = self.service.store, set[bytes](), set[bytes]()
         for tree in trees:
             live_trees.add(tree)
-            try:
-                for _, entry in store.walk(TreeId(tree)):
-                    (live_trees if entry.kind == 1 else live).add(entry.target)
-            except ObjectMissing:
-                continue  # its listing is not here, so none of its objects is needed here
+            for _, entry in store.walk(TreeId(tree), skip_missing=True):
+                (live_trees if entry.kind == EntryKind.TREE else live).add(entry.target)
         return live, live_trees
 
     # verify ----------------------------------------------------------------------------------------------------

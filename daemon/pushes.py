@@ -12,7 +12,6 @@ from tbshare.content.block import TreeId
 from tbshare.content.ref import Ref, folded, name_from_directory, parse_ref
 from tbshare.content.tree import Entry, Tree
 from tbshare.content.tree import Kind as EntryKind
-from tbshare.daemon.adopt import adopt, undo
 from tbshare.daemon.control import Emit
 from tbshare.daemon.processes import Process
 from tbshare.daemon.service import MODELS, Service
@@ -23,7 +22,7 @@ from tbshare.errors import (
     TbshareError,
     UsageError,
 )
-from tbshare.store import ingest
+from tbshare.store import adopt, ingest
 from tbshare.store.source import Choice, Source, hub_cache_path, scan
 from tbshare.volumes.entry import RefSet
 from tbshare.volumes.fold import RefVersion, State
@@ -57,6 +56,7 @@ class _Taken:
     warnings: list[str] = field(default_factory=list[str])
     blocks: int = 0
     bytes_unique: int = 0
+    adopted: list[adopt.Adopted] = field(default_factory=list[adopt.Adopted])
 
 
 class Pushes:
@@ -159,25 +159,25 @@ class Pushes:
         self, process: Process, params: PushParams, ref: Ref, targets: list[bytes], source: Source, emit: Emit
     ) -> PushReport:
         service = self.service
-        taken = await self._ingest(process, source, emit)
-        for text in taken.warnings:
-            await emit(Warned(text))
-        state = await service.mesh.state()
-        newest = state.newest(ref.volume, ref.name)
-        same = newest is not None and await trio.to_thread.run_sync(self._same_content, newest.tree, taken.tree)
-        moved = 0
-        if same and newest is not None and set(targets) <= set(newest.to or targets):
-            version = newest
-            await emit(Published(str(Ref(ref.name, ref.volume, version.rev)), version.tree.hex(), already=True))
-        else:
-            version = await self._publish(state, ref, targets, taken)
-            await emit(Published(str(Ref(ref.name, ref.volume, version.rev)), version.tree.hex()))
+        async with service.taking_in():
+            taken = await self._ingest(process, params, source, emit)
+            for text in taken.warnings:
+                await emit(Warned(text))
+            try:
+                version, same = await self._published(ref, targets, taken)
+            except BaseException:
+                await trio.to_thread.run_sync(adopt.roll_back, service.store, taken.adopted)
+                raise
+        await emit(Published(str(version), version.tree.hex(), already=same))
         service.evicted.discard(version.tree)
         service.replicator.stopped.discard(version.tree)
         if await service.replicator.is_whole(TreeId(version.tree)):
             await service.replicator.note_whole(version.tree)
+        moved = 0
         if params.move:
-            moved = await trio.to_thread.run_sync(adopt, service.store, taken.source, TreeId(version.tree))
+            note = f"{adopt.NOTE}{taken.source.root}"
+            await trio.to_thread.run_sync(lambda: service.log.pins.add(version.tree, note=note))
+            moved = await trio.to_thread.run_sync(adopt.leave_links, service.store, taken.adopted)
         if params.detach:
             assert self.nursery is not None
             limit = params.limit_bytes_per_second
@@ -186,6 +186,16 @@ class Pushes:
                 str(ref), version.tree.hex(), source.size, len(source.files), already=same, id=process.id
             )
         return await self._watch(process, version, taken, emit, already=same, moved=moved)
+
+    async def _published(self, ref: Ref, targets: list[bytes], taken: _Taken) -> tuple[RefVersion, bool]:
+        """Return the version that names the tree: a new one, or the newest if that has the same content."""
+        state = await self.service.mesh.state()
+        newest = state.newest(ref.volume, ref.name)
+        if newest is not None:
+            same = await trio.to_thread.run_sync(self._same_content, newest.tree, taken.tree)
+            if same and (not newest.to or (targets and set(targets) <= set(newest.to))):
+                return newest, True
+        return await self._publish(state, ref, targets, taken), False
 
     async def _finish_detached(
         self, process: Process, version: RefVersion, taken: _Taken, already: bool, limit: int
@@ -201,13 +211,15 @@ class Pushes:
         except TbshareError as error:
             process.end("failed", str(error))
 
-    async def _ingest(self, process: Process, source: Source, emit: Emit) -> _Taken:
+    async def _ingest(self, process: Process, params: PushParams, source: Source, emit: Emit) -> _Taken:
         """Take the files in, in threads, and say how far it is."""
         service = self.service
         stop = threading.Event()
         done = _Counter()
         workers = max(1, min(4, os.cpu_count() or 1))
-        work = ingest.Ingest(service.store, workers=workers, stop=stop, advance=done.add)
+        if params.move and source.hub_cache:
+            raise InputRefused("--move would break the Hugging Face cache", cure="push without --move")
+        work = ingest.Ingest(service.store, workers=workers, stop=stop, advance=done.add, move=params.move)
         started = time.monotonic()
         process.bytes_total = source.size
         process.state = "reading"
@@ -231,10 +243,9 @@ class Pushes:
                     nursery.start_soon(take)
                     await trio.sleep_forever()
         except* TbshareError as group:
+            await trio.to_thread.run_sync(adopt.roll_back, service.store, work.adopted)
             raise _inner(group) from None
         tree = result[0]
-        if not source.root.is_dir():
-            tree = result[0]
         seconds = time.monotonic() - started
         await emit(
             Ingest(
@@ -247,7 +258,7 @@ class Pushes:
             )
         )
         blocks, unique = await trio.to_thread.run_sync(self._count, tree)
-        return _Taken(source, tree, seconds, work.warnings, blocks, unique)
+        return _Taken(source, tree, seconds, work.warnings, blocks, unique, work.adopted)
 
     def _count(self, tree: TreeId) -> tuple[int, int]:
         """Return the number of blocks of a tree, and its bytes without repeats."""
@@ -374,7 +385,13 @@ class Pushes:
         return await watcher_only_here.run(process, emit, detach=params.detach)
 
     async def _undo(self, params: PushParams) -> PushReport:
-        moved = await trio.to_thread.run_sync(undo, self.service.store, Path(params.path))
+        """Put files that were moved into the store back; the pins that kept them go with the last one."""
+        service = self.service
+        root = Path(params.path)
+        moved = await trio.to_thread.run_sync(adopt.undo, service.store, root)
+        for pin in service.log.pins.list():
+            if pin.note == f"{adopt.NOTE}{root}":
+                await trio.to_thread.run_sync(service.log.pins.remove, pin.id)
         return PushReport(params.path, "", files_moved=moved)
 
 

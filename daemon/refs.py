@@ -14,6 +14,7 @@ from tbshare.content.tree import Kind as EntryKind
 from tbshare.daemon.service import MODELS, Service
 from tbshare.errors import ObjectInUse, ObjectMissing, TbshareError
 from tbshare.store import views
+from tbshare.store.adopt import NOTE
 from tbshare.store.care import drop_object
 from tbshare.store.ingest import read_header
 from tbshare.store.source import Choice, scan, shown
@@ -249,12 +250,23 @@ class Refs:
         state = await service.mesh.state()
         version = state.resolve(ref)
         pins = service.log.pins.list(version.tree)
+        self._check_not_adopted(version)
         for pin in pins:
             await trio.to_thread.run_sync(service.log.pins.remove, pin.id)
         await trio.to_thread.run_sync(views.remove, service.store, TreeId(version.tree))
         here = await trio.to_thread.run_sync(self.bytes_here, version.tree)
         text = "unpinned" if pins else "was not pinned"
         return KeepReport(str(version), False, here, text=text)
+
+    def _check_not_adopted(self, version: RefVersion) -> None:
+        """ObjectInUse when files of the version were moved into this store: it has the only copy."""
+        for pin in self.service.log.pins.list(version.tree):
+            if pin.note.startswith(NOTE):
+                path = pin.note.removeprefix(NOTE)
+                raise ObjectInUse(
+                    f"the files of {version} were moved here from {path}; links stand there",
+                    cure=f"tbshare push --move --undo {path}",
+                )
 
     async def evict(self, ref: str) -> KeepReport:
         """Delete the bytes of a ref on this node; never the last copy, nothing that is pinned or in use."""
@@ -307,6 +319,8 @@ class Refs:
         nodes = sorted({names[node] for each in versions for node in self.holders(state, each.tree)})
         grace = service.config.number("store.grace_days") * 86400.0
         size = sum(each.size_bytes for each in versions)
+        for each in versions:
+            self._check_not_adopted(each)
         if not params.yes:
             return RemoveReport(text, False, nodes, size, size, grace)
         rev = version.rev if one_rev else ""

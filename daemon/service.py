@@ -8,7 +8,7 @@ import os
 import resource
 import socket
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -54,6 +54,9 @@ class Service:
         self.window: Window | None = None  # for pairing
         self.answer_pairing: Callable[[trio.SocketStream, Callable[[], None]], Awaitable[None]] = _no_pairing
         self.processes = Processes()
+        self.collecting = trio.Lock()  # held while garbage goes
+        self.ingesting = 0  # pushes whose objects no ref names yet: garbage waits for them
+        self.ingested = trio.Event()
         self.evicted = _Kept(home / "evicted.json")
         self.limit = RateLimit(float(config.size("links.limit") or NO_LIMIT), now=time.monotonic())
         self.mesh = Mesh(identity, log, name=self.name, hello=self.hello)
@@ -134,6 +137,19 @@ class Service:
             provider=self.provider,
             lanes=self.lanes,
         )
+
+    @contextlib.asynccontextmanager
+    async def taking_in(self) -> AsyncIterator[None]:
+        """Keep garbage collection away while objects come in that no ref names yet."""
+        async with self.collecting:
+            self.ingesting += 1
+        try:
+            yield
+        finally:
+            self.ingesting -= 1
+            if not self.ingesting:
+                self.ingested.set()
+                self.ingested = trio.Event()
 
     @contextlib.contextmanager
     def limited(self, bytes_per_second: int) -> Iterator[None]:

@@ -35,7 +35,7 @@ class Announcement:
 def announce(name: str, short_id: str, addresses: Sequence[str], port: int) -> Announcement | None:
     """Announce this node; None where multicast does not work, which only means that an address must be typed."""
     hosts = [host for address in addresses if (host := address.rpartition(":")[0].strip("[]"))]
-    packed = [ipaddress.ip_address(host.partition("%")[0]).packed for host in hosts if _is_address(host)]
+    packed = [ipaddress.ip_address(host.partition("%")[0]).packed for host in hosts if _is_reachable(host)]
     if not packed:
         return None
     try:
@@ -55,12 +55,12 @@ def announce(name: str, short_id: str, addresses: Sequence[str], port: int) -> A
     return Announcement(responder, info)
 
 
-def _is_address(host: str) -> bool:
+def _is_reachable(host: str) -> bool:
+    """Return whether another machine could dial this."""
     try:
-        ipaddress.ip_address(host.partition("%")[0])
+        return not ipaddress.ip_address(host.partition("%")[0]).is_loopback
     except ValueError:
         return False
-    return True
 
 
 class _Found(ServiceListener):

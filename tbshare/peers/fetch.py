@@ -21,7 +21,7 @@ import trio
 from tbshare.content import bits
 from tbshare.content.bits import Bits
 from tbshare.content.block import BlockId, ObjectId, TreeId
-from tbshare.errors import BlockCorrupt, DiskFull, ObjectMissing, TbshareError
+from tbshare.errors import BlockCorrupt, DiskFull, ObjectInUse, ObjectMissing, TbshareError
 from tbshare.peers.lanes import Lanes, PeerLanes
 from tbshare.peers.mesh import Mesh, Peer
 from tbshare.peers.plan import PeerView, Request, plan, steals, window
@@ -41,6 +41,7 @@ PROGRESS_SECONDS = 0.25
 TICK_SECONDS = 0.1
 WRONG_BLOCKS_MAX = 3  # from one peer; then it is not asked any more for this tree
 REUSE_BATCH = 32
+FOREIGN_SECONDS = 0.5  # between looks at whether the other fetch has brought in what this one needs too
 
 
 class _Holder:
@@ -89,7 +90,8 @@ class TreeFetch:
         self._unsynced_bytes = 0
         self._failure: TbshareError | None = None
         self._wake = trio.Event()
-        self._settled = False
+        self._begun = False
+        self._foreign = 0  # bytes of objects that another fetch is bringing in
         self.limit = 0.0  # bytes per second to ask for at most; 0 means no limit
         self._limit_from = time.monotonic()
         self._asked_bytes = 0
@@ -98,7 +100,7 @@ class TreeFetch:
 
     def on_have(self, peer: Peer, message: Have) -> None:
         """Take in what a peer says it holds."""
-        if not self._units and not self._settled:
+        if not self._begun:
             self._early.append((peer, message))
             return
         holder = self._holders.setdefault(peer.node, _Holder(peer))
@@ -187,17 +189,10 @@ class TreeFetch:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._report)
                 await self._records.tree(TreeId(self.tree))
-                await self._begin()
-                nursery.start_soon(self._announce)
-                nursery.start_soon(self._sync)
-                nursery.start_soon(self._reuse)
-                self._lanes.changed.append(self._wake_up)
-                try:
-                    await self._ask_until_done()
-                finally:
-                    self._lanes.changed.remove(self._wake_up)
+                while not await self._pass():  # noqa: ASYNC110 - rare; the other fetch has no event for it
+                    await trio.sleep(FOREIGN_SECONDS)
                 nursery.cancel_scope.cancel()
-            await self._settle()
+            await self._provider.announce(self.tree, [], whole=True)
             self.state = "durable"
         except* TbshareError as group:
             error = _first(group)
@@ -207,11 +202,32 @@ class TreeFetch:
             with trio.CancelScope(shield=True):
                 await self._stop()
 
-    async def _stop(self) -> None:
-        """Take back what was asked for, keep what was written, tell the watchers."""
+    async def _pass(self) -> bool:
+        """Fetch the objects that no other fetch is bringing in; return whether the whole tree is here then."""
+        await self._begin()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._announce)
+            nursery.start_soon(self._sync)
+            nursery.start_soon(self._reuse)
+            self._lanes.changed.append(self._wake_up)
+            try:
+                await self._ask_until_done()
+            finally:
+                self._lanes.changed.remove(self._wake_up)
+            nursery.cancel_scope.cancel()
+        await self._cancel_all()
+        await self._settle()
+        return not self._foreign
+
+    async def _cancel_all(self) -> None:
+        self._in_flight.clear()
         for node in list(self._holders):
             await self._lanes.cancel(node, self)
-        if not self._settled and self._arriving:
+
+    async def _stop(self) -> None:
+        """Take back what was asked for, keep what was written, tell the watchers."""
+        await self._cancel_all()
+        if self._arriving:
             try:
                 await trio.to_thread.run_sync(self._store.sync_arriving, self._arriving)
             except (OSError, DiskFull) as error:
@@ -227,7 +243,11 @@ class TreeFetch:
 
     async def _begin(self) -> None:
         """Open the arriving objects, number the units, and ask the peers what they hold."""
+        self._begun = False  # what peers say now waits until the units have their numbers
+        for holder in self._holders.values():
+            holder.holds, holder.told = 0, False
         await trio.to_thread.run_sync(self._open)
+        self._begun = True
         early, self._early = self._early, []
         for peer, message in early:
             self.on_have(peer, message)
@@ -239,11 +259,18 @@ class TreeFetch:
         manifests = self._records.manifests(objects)
         self.bytes_total = sum(found.size for found in manifests)
         lacking = [found for found in manifests if not self._store.is_whole(found.id)]
+        self._units, self._sizes, self._first_unit, self._copies = [], [], {}, {}
+        self._here = self._held_back = self._foreign = 0
+        self._to_copy = []
         new = sum(found.size for found in lacking if not self._store.home.partial(found.id).exists())
         self._store.check_room(new)
         first: dict[BlockId, int] = {}
         for found in lacking:
-            arriving = self._store.begin(found)
+            try:
+                arriving = self._store.begin(found)
+            except ObjectInUse:  # another tree with this file is being fetched
+                self._foreign += found.size
+                continue
             if arriving is None:
                 continue
             self._arriving.append(arriving)
@@ -258,7 +285,8 @@ class TreeFetch:
                     self._held_back |= 1 << unit
             self._here |= arriving.readable << base
         self._held_back &= ~self._here
-        self.bytes_start = self.bytes_total - sum(self._sizes) + self._size_of(self._here)
+        here = self.bytes_total - self._foreign - sum(self._sizes) + self._size_of(self._here)
+        self.bytes_start = here - self.bytes_moved - self.bytes_reused
         for earlier, copies in self._copies.items():
             if bits.contains(self._here, earlier):
                 self._to_copy += [(earlier, copy) for copy in copies if not bits.contains(self._here, copy)]
@@ -450,9 +478,7 @@ class TreeFetch:
     async def _settle(self) -> None:
         """Turn all arriving objects into whole ones."""
         await trio.to_thread.run_sync(self._store.finish, self._arriving)
-        self._settled = True
-        self._store.sync_records()
-        await self._provider.announce(self.tree, [], whole=True)
+        self._arriving = []
 
     async def _report(self) -> None:
         while True:

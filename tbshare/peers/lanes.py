@@ -104,7 +104,7 @@ class Lane:
     def _delivered(self, requests: list[int]) -> None:
         for request in requests:
             expected = self._pop(request)
-            if expected is not None:
+            if expected is not None and not expected.dropped:
                 expected.fetch.arrived(self.peer.node, expected.unit)
 
     def _failed(self, request: int, error: OSError) -> None:

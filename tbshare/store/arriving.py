@@ -6,6 +6,7 @@ present survives the power. A failed sync makes the written blocks of that file 
 may be gone although a second fsync would succeed (Rebello et al., USENIX ATC 2020).
 """
 
+import errno
 import os
 from pathlib import Path
 from threading import Lock
@@ -29,6 +30,8 @@ class Arriving:
         self.present = present
         self.written: Bits = 0
         self._lock = Lock()
+        self._closed = False
+        self._writers = 0
         self._memory = bytearray(manifest.size) if self.small else None
         self.descriptor = -1 if self.small else self._open()
 
@@ -58,16 +61,27 @@ class Arriving:
         return offset + self.layout.shift if header and offset >= header.data_start else offset
 
     def write(self, number: int, data: memoryview) -> None:
-        """Write a block whose bytes have been hashed. OSError or DiskFull: it stays absent."""
-        if self._memory is not None:
-            offset = self.manifest.offsets[number]
-            self._memory[offset : offset + len(data)] = data
-        else:
-            disk.write_all(self.descriptor, data, self.file_offset(number))
-        self.mark_written(number)
+        """Write a block whose bytes have been hashed. OSError or DiskFull: it stays absent.
 
-    def mark_written(self, number: int) -> None:
-        """Note that a block lies in the file."""
+        A block that is here already is left alone: a late second copy must not touch an object that is being
+        completed. OSError (EBADF) once the object was closed.
+        """
+        with self._lock:
+            if self._closed:
+                raise OSError(errno.EBADF, "the object is no longer arriving")
+            if (self.present | self.written) >> number & 1:
+                return
+            self._writers += 1
+        try:
+            if self._memory is not None:
+                offset = self.manifest.offsets[number]
+                self._memory[offset : offset + len(data)] = data
+            else:
+                disk.write_all(self.descriptor, data, self.file_offset(number))
+        finally:
+            with self._lock:
+                self._writers -= 1
+                self._close_if_unused()
         with self._lock:
             self.written |= 1 << number
 
@@ -128,7 +142,12 @@ class Arriving:
             self.written &= ~numbers
 
     def close(self) -> None:
-        """Close the file; nothing may use this afterwards."""
-        if self.descriptor >= 0:
+        """Close the file, once whoever writes now is done."""
+        with self._lock:
+            self._closed = True
+            self._close_if_unused()
+
+    def _close_if_unused(self) -> None:
+        if self._closed and self._writers == 0 and self.descriptor >= 0:
             os.close(self.descriptor)
             self.descriptor = -1

@@ -128,12 +128,12 @@ def collect(store: Store, live: set[bytes], live_trees: set[bytes]) -> tuple[int
     """Drop every object and record that nothing living needs; return how many objects and bytes went."""
     objects = freed = 0
     for row in store.index.objects():
-        if row.id not in live:
+        if row.id not in live and not store.is_arriving(row.id):
             objects += 1
             freed += drop_object(store, row.id)
     for kind, record_id, _ in store.index.records():
         keep = live_trees if kind == Kind.TREE else live
-        if record_id not in keep:
+        if record_id not in keep and not store.is_arriving(record_id):
             store.index.remove_record(kind, record_id)
     compact(store)
     return objects, freed

@@ -26,7 +26,7 @@ from tbshare.content.tree import Entry, Tree
 from tbshare.content.tree import Kind as EntryKind
 from tbshare.content.weights import HEADER_BYTES_MAX, Header, HeaderShort
 from tbshare.errors import HeaderInvalid, InputRefused, Interrupted, SourceChanged
-from tbshare.store import disk
+from tbshare.store import adopt, disk
 from tbshare.store.arriving import SMALL_BYTES
 from tbshare.store.pack import Kind
 from tbshare.store.source import Source, SourceFile, shown
@@ -42,7 +42,7 @@ class Ingested:
 
     object_id: ObjectId
     manifest: Manifest
-    how: str  # "cloned", "copied", "packed" or "known"
+    how: str  # "cloned", "copied", "packed" or "adopted"
     warning: str = ""
 
 
@@ -56,9 +56,12 @@ class Ingest:
         workers: int,
         stop: threading.Event | None = None,
         advance: Callable[[int], None] = lambda _: None,
+        move: bool = False,
     ) -> None:
         self.store = store
         self.workers = workers
+        self.move = move
+        self.adopted: list[adopt.Adopted] = []
         self.stop = stop or threading.Event()
         self.advance = advance
         self.warnings: list[str] = []
@@ -113,7 +116,7 @@ class Ingest:
             if not stat.S_ISREG(before.st_mode):
                 raise SourceChanged(f"{shown(file.path)} is no longer a file", cure="push again")
             taken = self._take(file, descriptor, before.st_size)
-            if taken.how != "cloned" and _marks(os.fstat(descriptor)) != _marks(before):
+            if taken.how not in ("cloned", "adopted") and _marks(os.fstat(descriptor)) != _marks(before):
                 raise SourceChanged(f"{shown(file.path)} changed while it was read", cure="push again")
             return taken
         except OSError as error:
@@ -127,6 +130,11 @@ class Ingest:
         header, warning = _header(file, descriptor, size)
         if size <= SMALL_BYTES:
             return self._small(file, descriptor, size, header, warning)
+        if self.move:
+            adopt.check(self.store, file, descriptor)
+            found = self._hash(file, descriptor, -1, size, header)
+            self.adopted += adopt.link(self.store, file, descriptor, found)
+            return Ingested(found.id, found, "adopted", warning)
         self.store.check_room(size)
         temporary = self.store.home.temporary("ingest")
         chosen = layout.choose(header)

@@ -22,7 +22,7 @@ from tbshare.content.safetensors import padded
 from tbshare.content.tree import Entry, Tree
 from tbshare.content.tree import Kind as EntryKind
 from tbshare.content.tree import decode as decode_tree
-from tbshare.errors import BlockCorrupt, DiskFull, ObjectMissing
+from tbshare.errors import BlockCorrupt, DiskFull, ObjectInUse, ObjectMissing
 from tbshare.store import disk
 from tbshare.store.arriving import SMALL_BYTES, Arriving
 from tbshare.store.home import open_home, sweep_temporary
@@ -134,13 +134,18 @@ class Store:
         """Return path, object and entry of each file of a tree, in the order of a walk."""
         return [(path, ObjectId(entry.target), entry) for path, entry in self.walk(tree_id) if entry.kind == 0]
 
-    def walk(self, tree_id: TreeId) -> list[tuple[tuple[bytes, ...], Entry]]:
-        """Return path and entry of everything below a tree, directories before what is in them."""
+    def walk(self, tree_id: TreeId, *, skip_missing: bool = False) -> list[tuple[tuple[bytes, ...], Entry]]:
+        """Return path and entry of everything below a tree, directories before what is in them.
+
+        ObjectMissing when a listing is not here, unless `skip_missing`.
+        """
         result: list[tuple[tuple[bytes, ...], Entry]] = []
         stack: list[tuple[tuple[bytes, ...], TreeId]] = [((), tree_id)]
         while stack:
             path, current = stack.pop()
             listing = self.tree(current)
+            if listing is None and skip_missing:
+                continue
             if listing is None:
                 raise ObjectMissing(f"the directory listing {current.hex()[:12]} is not on this node")
             for entry in listing.entries:
@@ -286,11 +291,13 @@ class Store:
     # arriving objects ------------------------------------------------------------------------------------------
 
     def begin(self, found: Manifest) -> Arriving | None:
-        """Return the arriving object to write into, or None when it is whole already. DiskFull when no room."""
+        """Return the arriving object to write into, or None when it is whole already.
+
+        It is the caller's until `finish` or `abandon`. ObjectInUse while it is somebody else's; DiskFull.
+        """
         with self._lock:
-            arriving = self._arriving.get(found.id)
-            if arriving is not None:
-                return arriving
+            if found.id in self._arriving:
+                raise ObjectInUse(f"object {found.id.hex()[:12]} is arriving already")
             row = self.index.object(found.id)
             if row is not None and row.whole:
                 return None
@@ -309,6 +316,11 @@ class Store:
     @staticmethod
     def _place_name(arriving: Arriving) -> str:
         return "packed" if arriving.small else arriving.layout.name
+
+    def is_arriving(self, object_id: bytes) -> bool:
+        """Whether somebody is filling this object now."""
+        with self._lock:
+            return object_id in self._arriving
 
     def sync_arriving(self, batch: Iterable[Arriving]) -> None:
         """Make what was written durable and record it. OSError when a disk failed; its blocks are absent again."""
