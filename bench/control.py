@@ -10,6 +10,7 @@ import json
 import os
 import socket
 import statistics
+import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -21,6 +22,7 @@ from measuring import GB, GIB, Demand, make_random_file, run_forked, warm_pages
 from rows import Options, say, table, verdict
 
 from tbshare.content.block import BLOCK_BYTES, BlockId, block_id
+from tbshare.daemon.__main__ import SWITCH_SECONDS
 from tbshare.peers.identity import Identity
 from tbshare.transport import control
 from tbshare.transport.control import ControlSession
@@ -88,7 +90,10 @@ class Pair:
     def measure(self) -> tuple[list[float], float]:
         """Return the round trips in seconds, and the GB per second of the bulk (0.0 without lanes)."""
         with self.session_listener, self.lane_listener:
+            before = sys.getswitchinterval()
+            sys.setswitchinterval(SWITCH_SECONDS)  # as the daemon does
             run_forked([lambda: trio.run(self._provide), lambda: trio.run(self._fetch)])
+            sys.setswitchinterval(before)
         trips, rate = json.loads(self.result.read_text())
         return trips, rate
 

@@ -150,10 +150,14 @@ def make_random_file(path: Path, size: int) -> None:
 def take_turns(
     contenders: Mapping[str, Callable[[], Usage]], runs: int, *, warm_gib: float
 ) -> dict[str, list[Usage]]:
-    """Run every contender once, then all again, `runs` times, with warm pages before each run."""
+    """Run every contender once, then all again, `runs` times, with warm pages before each run.
+
+    What the one before left unwritten is written first, or it would be written at the cost of the next.
+    """
     results: dict[str, list[Usage]] = {name: [] for name in contenders}
     for turn in range(runs):
         for name, contender in contenders.items():
+            os.sync()
             warm_pages(warm_gib)
             busy = system_cpu()
             usage = contender()

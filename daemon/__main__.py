@@ -15,7 +15,7 @@ from tbshare.daemon import control
 from tbshare.daemon.config import Value, load
 from tbshare.daemon.handlers import NodeHandlers
 from tbshare.daemon.service import Service, opened
-from tbshare.errors import TbshareError
+from tbshare.errors import TbshareError, innermost
 
 # How long a thread that computes may hold the others up: lanes hand the interpreter over at every call.
 SWITCH_SECONDS = 0.0005
@@ -96,18 +96,11 @@ def main() -> int:
         service = opened(home, config)
         trio.run(_serve, service, arguments.ready_fd)
     except* (TbshareError, OSError) as group:
-        failure = _first(group)
+        failure = innermost(group)
     finally:
         if service is not None:
             service.close()
     return 0 if failure is None else _refuse(arguments.ready_fd, failure)
-
-
-def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
 
 
 def _refuse(descriptor: int, error: BaseException) -> int:

@@ -1,13 +1,14 @@
 """What goes on in this daemon, with ids for `ps`, `stop` and `wait`."""
 
+import contextlib
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 
 import trio
 
-from tbshare.errors import UsageError
+from tbshare.errors import Interrupted, UsageError, innermost
 from tbshare.wire.report import NodeProgress, ProcessLine, PushReport, WaitReport
 
 KEPT_FINISHED = 50  # so that `wait` can still be asked a little later
@@ -56,6 +57,17 @@ class Process:
         self.state, self.text = state, text
         self.finished_at = time.time()
         self.finished.set()
+
+    @contextlib.contextmanager
+    def ending(self, *, unless: Callable[[], bool] = lambda: False) -> Generator[None, None, None]:
+        """Note an end by an error; an end without one is noted inside, or later where `unless` says so."""
+        try:
+            yield
+        except BaseException as error:
+            if not self.finished.is_set() and not unless():
+                stopped = isinstance(error, Interrupted | trio.Cancelled)
+                self.end("stopped" if stopped else "failed", str(innermost(error)))
+            raise
 
     def waited(self) -> WaitReport:
         """Return what `wait` answers."""

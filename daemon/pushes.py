@@ -1,5 +1,6 @@
 """Push and pull: a path becomes a ref, the ref comes to the nodes, and the user watches."""
 
+import contextlib
 import os
 import threading
 import time
@@ -15,35 +16,31 @@ from tbshare.content.tree import Kind as EntryKind
 from tbshare.daemon.control import Emit
 from tbshare.daemon.processes import Process
 from tbshare.daemon.service import MODELS, Service
+from tbshare.daemon.watching import PushExtra, Watcher, silent
 from tbshare.errors import (
     InputRefused,
     Interrupted,
     NotPermitted,
     TbshareError,
     UsageError,
+    innermost,
 )
 from tbshare.store import adopt, ingest
 from tbshare.store.source import Choice, Source, hub_cache_path, scan
 from tbshare.volumes.entry import RefSet
 from tbshare.volumes.fold import RefVersion, State
 from tbshare.wire.local import PullParams, PushParams
-from tbshare.wire.message import Progress
 from tbshare.wire.report import (
     Ingest,
-    NodeProgress,
-    Nodes,
     Noted,
     Published,
     PushReport,
-    SourceLine,
     SpaceLine,
     Started,
     Warned,
 )
 
-WATCH_SECONDS = 0.25
-AWAY_SECONDS = 5.0  # a target that is not connected for this long is left pending
-FINAL = {"durable", "failed", "declined", "away"}
+SAY_SECONDS = 0.25  # between two events about how far ingest is
 
 
 @dataclass
@@ -83,14 +80,10 @@ class Pushes:
             return PushReport(str(ref), "", source.size, len(source.files), dry_run=True)
         process = self.service.processes.begin("push", str(ref))
         await emit(Started(process.id))
-        try:
+        with process.ending(unless=lambda: params.detach and process.state == "moving"):
             with process.scope, self.service.limited(params.limit_bytes_per_second):
                 return await self._push(process, params, ref, targets, source, emit)
             raise Interrupted(f"{process.id} was stopped", cure="push again: it goes on where it was")
-        except BaseException as error:
-            if not process.finished.is_set():
-                process.end("stopped" if isinstance(error, Interrupted | trio.Cancelled) else "failed", str(error))
-            raise
 
     # the steps -------------------------------------------------------------------------------------------------
 
@@ -168,6 +161,7 @@ class Pushes:
             except BaseException:
                 await trio.to_thread.run_sync(adopt.roll_back, service.store, taken.adopted)
                 raise
+        watcher = Watcher(service, version)
         await emit(Published(str(version), version.tree.hex(), already=same))
         service.evicted.discard(version.tree)
         service.replicator.stopped.discard(version.tree)
@@ -178,14 +172,17 @@ class Pushes:
             note = f"{adopt.NOTE}{taken.source.root}"
             await trio.to_thread.run_sync(lambda: service.log.pins.add(version.tree, note=note))
             moved = await trio.to_thread.run_sync(adopt.leave_links, service.store, taken.adopted)
+        extra = PushExtra(same, taken.seconds, taken.blocks, taken.bytes_unique, moved)
+        process.state = "moving"
         if params.detach:
             assert self.nursery is not None
             limit = params.limit_bytes_per_second
-            self.nursery.start_soon(self._finish_detached, process, version, taken, same, limit)
+            process.scope = trio.CancelScope()  # that of this call ends with it
+            self.nursery.start_soon(self._push_detached, process, watcher, extra, limit)
             return PushReport(
-                str(ref), version.tree.hex(), source.size, len(source.files), already=same, id=process.id
+                str(version), version.tree.hex(), source.size, len(source.files), already=same, id=process.id
             )
-        return await self._watch(process, version, taken, emit, already=same, moved=moved)
+        return await watcher.follow(process, emit, extra)
 
     async def _published(self, ref: Ref, targets: list[bytes], taken: _Taken) -> tuple[RefVersion, bool]:
         """Return the version that names the tree: a new one, or the newest if that has the same content."""
@@ -197,19 +194,12 @@ class Pushes:
                 return newest, True
         return await self._publish(state, ref, targets, taken), False
 
-    async def _finish_detached(
-        self, process: Process, version: RefVersion, taken: _Taken, already: bool, limit: int
-    ) -> None:
-        async def silent(_: object) -> None:
-            await trio.lowlevel.checkpoint()
-
-        try:
+    async def _push_detached(self, process: Process, watcher: Watcher, extra: PushExtra, limit: int) -> None:
+        with contextlib.suppress(TbshareError), process.ending():
             with process.scope, self.service.limited(limit):
-                await self._watch(process, version, taken, silent, already=already, moved=0)
-            if not process.finished.is_set():
-                process.end("stopped")
-        except TbshareError as error:
-            process.end("failed", str(error))
+                await watcher.follow(process, silent, extra)
+                return
+            raise Interrupted(f"{process.id} was stopped")
 
     async def _ingest(self, process: Process, params: PushParams, source: Source, emit: Emit) -> _Taken:
         """Take the files in, in threads, and say how far it is."""
@@ -226,12 +216,12 @@ class Pushes:
         result: list[TreeId] = []
 
         async def take() -> None:
-            result.append(await trio.to_thread.run_sync(work.source, source, abandon_on_cancel=False))
+            result.append(await trio.to_thread.run_sync(work.source, source))
             nursery.cancel_scope.cancel()
 
         async def say() -> None:
             while True:
-                await trio.sleep(WATCH_SECONDS)
+                await trio.sleep(SAY_SECONDS)
                 seconds = time.monotonic() - started
                 process.bytes_done, process.rate = done.total, done.total / seconds
                 await emit(Ingest(done.total, source.size, 0, len(source.files), "", process.rate))
@@ -239,12 +229,14 @@ class Pushes:
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(say)
-                with _stop_on_cancel(stop):
-                    nursery.start_soon(take)
+                nursery.start_soon(take)
+                try:
                     await trio.sleep_forever()
+                finally:
+                    stop.set()  # a cancellation reaches the threads so
         except* TbshareError as group:
             await trio.to_thread.run_sync(adopt.roll_back, service.store, work.adopted)
-            raise _inner(group) from None
+            raise innermost(group) from None
         tree = result[0]
         seconds = time.monotonic() - started
         await emit(
@@ -317,72 +309,38 @@ class Pushes:
         state = await service.mesh.state()
         return next(version for version in state.versions(ref.volume, ref.name) if entry.hash in version.entries)
 
-    # watching --------------------------------------------------------------------------------------------------
-
-    async def _watch(
-        self, process: Process, version: RefVersion, taken: _Taken | None, emit: Emit, *, already: bool, moved: int
-    ) -> PushReport:
-        """Follow the targets until each is durable, failed, or away for a while."""
-        service = self.service
-        process.state = "moving"
-        started = time.monotonic()
-        best_rate = 0.0
-        event = trio.Event()
-        watcher = _Watcher(service, version)
-        while True:
-            service.replicator.watchers.discard(event)
-            event = trio.Event()
-            service.replicator.watchers.add(event)
-            nodes = await watcher.look()
-            process.nodes = nodes
-            process.bytes_total = sum(node.bytes_total for node in nodes)
-            process.bytes_done = sum(node.bytes_present for node in nodes)
-            process.rate = sum(node.rate for node in nodes)
-            best_rate = max([best_rate, *(source.rate for node in nodes for source in node.sources)])
-            await emit(Nodes(nodes))
-            if all(node.state in FINAL for node in nodes):
-                break
-            await trio.sleep(WATCH_SECONDS / 5)
-            with trio.move_on_after(WATCH_SECONDS):
-                await event.wait()
-        service.replicator.watchers.discard(event)
-        seconds = time.monotonic() - started
-        report = PushReport(
-            ref=str(version),
-            tree=version.tree.hex(),
-            bytes=version.size_bytes,
-            files=version.files,
-            already=already,
-            id=process.id,
-            seconds=time.time() - process.started,
-            seconds_ingest=taken.seconds if taken else 0.0,
-            seconds_moving=seconds,
-            rate_best=best_rate,
-            nodes=nodes,
-            blocks_total=taken.blocks if taken else 0,
-            bytes_unique=taken.bytes_unique if taken else 0,
-            pending=[node.name for node in nodes if node.state == "away"],
-            failed=[node.name for node in nodes if node.state in ("failed", "declined")],
-            files_moved=moved,
-        )
-        process.report = report
-        process.end("pending" if report.pending or report.failed else "done")
-        return report
-
     async def pull(self, params: PullParams, emit: Emit) -> PushReport:
         """Fetch a ref to this node and pin it."""
         service = self.service
         state = await service.mesh.state()
         version = state.resolve(params.ref)
-        await trio.to_thread.run_sync(lambda: service.log.pins.add(version.tree, note=params.ref))
-        service.evicted.discard(version.tree)
-        service.replicator.stopped.discard(version.tree)
-        service.replicator.limits[version.tree] = params.limit_bytes_per_second
+        tree, text = version.tree, str(version)
+        if not any(pin.note == text for pin in service.log.pins.list(tree)):
+            await trio.to_thread.run_sync(lambda: service.log.pins.add(tree, note=text))
+        service.evicted.discard(tree)
+        service.replicator.stopped.discard(tree)
+        service.replicator.limits[tree] = params.limit_bytes_per_second
+        watcher = Watcher(service, version, only=service.identity.node)
         service.replicator.poke()
-        process = service.processes.begin("pull", params.ref)
+        process = service.processes.begin("pull", text)
         await emit(Started(process.id))
-        watcher_only_here = PullView(self, version)
-        return await watcher_only_here.run(process, emit, detach=params.detach)
+        if params.detach:
+            assert self.nursery is not None
+            self.nursery.start_soon(self._pull_detached, process, watcher)
+            return PushReport(text, tree.hex(), version.size_bytes, version.files, id=process.id)
+        return await self._pull(process, watcher, emit)
+
+    async def _pull(self, process: Process, watcher: Watcher, emit: Emit) -> PushReport:
+        with process.ending():
+            with process.scope:
+                return await watcher.follow(process, emit)
+            self.service.replicator.stopped.add(watcher.version.tree)
+            self.service.replicator.poke()
+            raise Interrupted(f"{process.id} was stopped", cure="tbshare pull again: it goes on where it was")
+
+    async def _pull_detached(self, process: Process, watcher: Watcher) -> None:
+        with contextlib.suppress(TbshareError):  # whoever waits for it hears of it
+            await self._pull(process, watcher, silent)
 
     async def _undo(self, params: PushParams) -> PushReport:
         """Put files that were moved into the store back; the pins that kept them go with the last one."""
@@ -393,129 +351,6 @@ class Pushes:
             if pin.note == f"{adopt.NOTE}{root}":
                 await trio.to_thread.run_sync(service.log.pins.remove, pin.id)
         return PushReport(params.path, "", files_moved=moved)
-
-
-class PullView:
-    """Follows one tree's way to this node."""
-
-    def __init__(self, pushes: Pushes, version: RefVersion) -> None:
-        self.pushes, self.version = pushes, version
-
-    async def run(self, process: Process, emit: Emit, *, detach: bool) -> PushReport:
-        """Watch until it is here or has failed."""
-        service, tree = self.pushes.service, self.version.tree
-        watcher = _Watcher(service, self.version, only={service.identity.node})
-        started = time.monotonic()
-        with process.scope:
-            while True:
-                nodes = await watcher.look()
-                process.nodes = nodes
-                await emit(Nodes(nodes))
-                if nodes[0].state in FINAL or detach:
-                    break
-                await trio.sleep(WATCH_SECONDS)
-        if process.scope.cancelled_caught:
-            service.replicator.stopped.add(tree)
-            service.replicator.poke()
-            process.end("stopped")
-            raise Interrupted(f"{process.id} was stopped", cure="tbshare pull again: it goes on where it was")
-        failed = nodes[0].state == "failed"
-        report = PushReport(
-            ref=str(self.version),
-            tree=tree.hex(),
-            bytes=self.version.size_bytes,
-            files=self.version.files,
-            id=process.id,
-            seconds=time.monotonic() - started,
-            seconds_moving=time.monotonic() - started,
-            nodes=nodes,
-            failed=[nodes[0].name] if failed else [],
-        )
-        process.report = report
-        process.end("failed" if failed else "done", nodes[0].reason)
-        return report
-
-
-class _Watcher:
-    """Looks at how far each target of a version is."""
-
-    def __init__(self, service: Service, version: RefVersion, only: set[bytes] | None = None) -> None:
-        self.service, self.version, self.only = service, version, only
-        self.missing_since: dict[bytes, float] = {}
-        # What these have was there before: an earlier push's count of moved bytes is not this one's.
-        self.whole_before = {peer.node for peer in service.mesh.peers.values() if version.tree in peer.keeps}
-
-    async def look(self) -> list[NodeProgress]:
-        """Return one line for each target, this node left out unless it is the only one."""
-        state = await self.service.mesh.state()
-        me = self.service.identity.node
-        if self.only is not None:
-            targets = list(self.only)
-        elif self.version.to:
-            targets = [node for node in self.version.to if node in state.members and node != me]
-        else:
-            targets = [node for node in state.members if node != me]
-        lines = [self._line(node, state.members[node].name) for node in targets]
-        if not self.version.to and self.only is None:
-            lines = [line for line in lines if line.state != "on-demand"]
-        return sorted(lines, key=lambda line: line.name)
-
-    def _line(self, node: bytes, name: str) -> NodeProgress:
-        return self._own_line(node, name) if node == self.service.identity.node else self._peer_line(node, name)
-
-    def _own_line(self, node: bytes, name: str) -> NodeProgress:
-        service, tree, total = self.service, self.version.tree, self.version.size_bytes
-        job = service.replicator.jobs.get(tree)
-        if tree in service.replicator.whole:
-            return NodeProgress(name, node.hex(), "durable", total, total)
-        if job is None:
-            return NodeProgress(name, node.hex(), "waiting", total)
-        return self._moving(node, name, job.fetch.progress(), failed=job.failures > 1)
-
-    def _peer_line(self, node: bytes, name: str) -> NodeProgress:
-        service, tree, total = self.service, self.version.tree, self.version.size_bytes
-        peer = service.mesh.peers.get(node)
-        if peer is None:
-            since = self.missing_since.setdefault(node, time.monotonic())
-            away = time.monotonic() - since > AWAY_SECONDS or node not in service.mesh.seen
-            return NodeProgress(name, node.hex(), "away" if away else "waiting", total, reason="not connected")
-        self.missing_since.pop(node, None)
-        message = service.replicator.others.get((tree, node))
-        whole = tree in peer.keeps
-        if message is not None and not (whole and node in self.whole_before):
-            return self._moving(node, name, message, state="durable" if whole else "")
-        if whole:
-            return NodeProgress(name, node.hex(), "durable", total, total, 0, total)
-        on_demand = not self.version.to and peer.hello.accept != "all"
-        return NodeProgress(name, node.hex(), "on-demand" if on_demand else "waiting", total)
-
-    def _moving(
-        self, node: bytes, name: str, message: Progress, *, state: str = "", failed: bool = True
-    ) -> NodeProgress:
-        names = {peer.node: peer.hello.name for peer in self.service.mesh.peers.values()}
-        names[self.service.identity.node] = self.service.name()
-        sources = [
-            SourceLine(names.get(source.node, source.node[:4].hex()), source.rate, source.bytes)
-            for source in message.sources
-        ]
-        rate = sum(source.rate for source in sources)
-        left = message.bytes_total - message.bytes_present
-        shown = state or message.state
-        if shown == "failed" and not failed:
-            shown = "waiting"
-        return NodeProgress(
-            name=name,
-            id=node.hex(),
-            state=shown,
-            bytes_total=message.bytes_total or self.version.size_bytes,
-            bytes_present=message.bytes_present,
-            bytes_moved=message.bytes_moved,
-            bytes_reused=message.bytes_reused,
-            rate=rate if shown == "fetching" else 0.0,
-            eta_seconds=left / rate if rate > 0 and shown == "fetching" else None,
-            sources=sources,
-            reason=message.reason,
-        )
 
 
 class _Counter:
@@ -529,25 +364,3 @@ class _Counter:
         """Add."""
         with self._lock:
             self.total += count
-
-
-class _stop_on_cancel:  # noqa: N801 - used as a statement
-    """Set an event when the block is left by an exception: a cancellation reaches the threads so."""
-
-    def __init__(self, stop: threading.Event) -> None:
-        self._stop = stop
-
-    def __enter__(self) -> None:
-        return
-
-    def __exit__(self, kind: object, *_: object) -> None:
-        if kind is not None:
-            self._stop.set()
-
-
-def _inner(group: BaseExceptionGroup[TbshareError]) -> TbshareError:
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    assert isinstance(error, TbshareError)
-    return error

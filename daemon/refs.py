@@ -278,19 +278,33 @@ class Refs:
             raise ObjectInUse(f"{text} is pinned on this node", cure=f"tbshare unpin {text}")
         if service.log.leases.list(version.tree):
             raise ObjectInUse(f"{text} is in use by a run on this node", cure="tbshare ps")
-        others = [node for node in self.holders(state, version.tree) if node != service.identity.node]
-        if not others and version.tree in service.replicator.whole:
-            raise ObjectInUse(
-                f"no other node that is connected holds {text}; the last copy is never evicted",
-                cure=f"tbshare push … --to NODE, or tbshare rm {text}",
-            )
+        await self._give_up(state, version, text)
         service.evicted.add(version.tree)
         job = service.replicator.jobs.get(version.tree)
         if job is not None:
             job.scope.cancel()
         freed = await trio.to_thread.run_sync(self._drop_tree, state, version.tree)
-        await service.replicator.note_gone(version.tree)
         return KeepReport(text, False, 0, freed, "evicted from this node")
+
+    async def _give_up(self, state: State, version: RefVersion, text: str) -> None:
+        """Tell the others that this copy goes. ObjectInUse, and it stays, when no other node has one.
+
+        Told first and judged afterwards, when each has answered: of two nodes that do so at once either one sees
+        the other's word, or both do. So nodes that evict at the same time cannot each count on the other.
+        """
+        service, tree = self.service, version.tree
+        if tree not in service.replicator.whole:
+            return
+        await service.replicator.note_gone(tree)
+        peers = [peer for peer in service.mesh.peers.values() if tree in peer.keeps]
+        answered = [peer for peer in peers if await service.records.has_heard(peer)]
+        if any(tree in peer.keeps and peer.node in state.members for peer in answered):
+            return
+        await service.replicator.note_whole(tree)
+        raise ObjectInUse(
+            f"no other node that is connected holds {text}; the last copy is never evicted",
+            cure=f"tbshare push … --to NODE, or tbshare rm {text}",
+        )
 
     def _drop_tree(self, state: State, tree: bytes) -> int:
         """Drop the objects of a tree that no other tree which is kept here has."""

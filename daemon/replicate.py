@@ -177,6 +177,7 @@ class Replicator:
                     with trio.move_on_after(pause):
                         await job.again.wait()
                     job.fetch = self.make_fetch(TreeId(tree), job.version.volume)
+                self.others[tree, self.mesh.identity.node] = job.fetch.progress()
                 await self.note_whole(tree)
         finally:
             del self.jobs[tree]

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import AsyncIterator
 from typing import Any
 
 import trio
@@ -14,7 +15,7 @@ import trio
 from tbshare.daemon.control import Emit
 from tbshare.daemon.processes import Process
 from tbshare.daemon.refs import Refs
-from tbshare.daemon.service import Service
+from tbshare.daemon.service import Service, boot_id
 from tbshare.errors import Interrupted, ModelRefused, TbshareError
 from tbshare.inference.check import check
 from tbshare.volumes.fold import RefVersion
@@ -29,10 +30,7 @@ class Runs:
 
     def __init__(self, service: Service, refs: Refs) -> None:
         self.service, self.refs = service, refs
-        boot = "/proc/sys/kernel/random/boot_id"
-        self._boot = ""
-        with contextlib.suppress(OSError), open(boot) as file:
-            self._boot = file.read().strip()
+        self._boot = boot_id()
 
     async def run(self, params: RunParams, emit: Emit) -> RunReport:
         """Start a rank on a ref that is whole here, and stream what it says."""
@@ -42,16 +40,12 @@ class Runs:
         await trio.to_thread.run_sync(check, directory)
         process = self.service.processes.begin("run", text)
         await emit(Started(process.id))
-        try:
+        with process.ending():
             with process.scope:
                 report = await self._run(process, version, str(directory), params, emit)
                 process.end("done")
                 return report
             raise Interrupted(f"{process.id} was stopped")
-        except BaseException as error:
-            if not process.finished.is_set():
-                process.end("stopped" if isinstance(error, Interrupted | trio.Cancelled) else "failed", str(error))
-            raise
 
     async def _run(
         self, process: Process, version: RefVersion, directory: str, params: RunParams, emit: Emit
@@ -134,7 +128,7 @@ class Runs:
         )
 
 
-async def _lines(stream: trio.abc.ReceiveStream) -> Any:
+async def _lines(stream: trio.abc.ReceiveStream) -> AsyncIterator[bytes]:
     buffer = b""
     async for data in stream:
         buffer += data

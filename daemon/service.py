@@ -8,7 +8,7 @@ import os
 import resource
 import socket
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from functools import partial
 from pathlib import Path
 
@@ -58,7 +58,8 @@ class Service:
         self.ingesting = 0  # pushes whose objects no ref names yet: garbage waits for them
         self.ingested = trio.Event()
         self.evicted = _Kept(home / "evicted.json")
-        self.limit = RateLimit(float(config.size("links.limit") or NO_LIMIT), now=time.monotonic())
+        self._limits = [float(config.size("links.limit") or NO_LIMIT)]  # of the config, and of each push
+        self.limit = RateLimit(self._limits[0], now=time.monotonic())
         self.mesh = Mesh(identity, log, name=self.name, hello=self.hello)
         self.pool = BufferPool()
         self.provider = Provider(store, self.mesh, port=self.port, limit=self.limit)
@@ -139,7 +140,7 @@ class Service:
         )
 
     @contextlib.asynccontextmanager
-    async def taking_in(self) -> AsyncIterator[None]:
+    async def taking_in(self) -> AsyncGenerator[None, None]:
         """Keep garbage collection away while objects come in that no ref names yet."""
         async with self.collecting:
             self.ingesting += 1
@@ -152,15 +153,18 @@ class Service:
                 self.ingested = trio.Event()
 
     @contextlib.contextmanager
-    def limited(self, bytes_per_second: int) -> Iterator[None]:
-        """Let this node send at most so much inside the block; 0 changes nothing."""
-        before = self.limit.bytes_per_second
-        if bytes_per_second:
-            self.limit.set_rate(min(float(bytes_per_second), before))
+    def limited(self, bytes_per_second: int) -> Generator[None, None, None]:
+        """Let this node send at most so much inside the block; 0 changes nothing. The lowest of several holds."""
+        if not bytes_per_second:
+            yield
+            return
+        self._limits.append(float(bytes_per_second))
+        self.limit.set_rate(min(self._limits))
         try:
             yield
         finally:
-            self.limit.set_rate(before)
+            self._limits.remove(float(bytes_per_second))
+            self.limit.set_rate(min(self._limits))
 
     def _save_addresses(self) -> None:
         text = json.dumps({node.hex(): where for node, where in self.mesh.addresses.items()}, indent=1)
@@ -280,7 +284,33 @@ def opened(home: Path, config: Config) -> Service:
         log = Log.open(home / "log.db", identity)
         if not log.cluster:
             log.create_cluster(own_name(config))
+        _drop_dead_leases(log)
         return Service(home, config, identity, log, store)
     except BaseException:
         store.close()
         raise
+
+
+def boot_id() -> str:
+    """Return what tells this boot of the machine from another; empty where there is nothing that does."""
+    with contextlib.suppress(OSError):
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return ""
+
+
+def _drop_dead_leases(log: Log) -> None:
+    """Forget leases of processes that are gone: a process that maps weights ends with its daemon."""
+    holders = {lease.pid for lease in log.leases.list()}
+    alive = [pid for pid in holders if _runs(pid)]
+    for lease in log.leases.drop_dead(boot=boot_id(), now=time.monotonic(), alive=alive):
+        _log.info("a lease of process %d is gone with it", lease.pid)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -115,3 +115,10 @@ class Interrupted(TbshareError):
 
 class ModelRefused(TbshareError):
     """A model is incomplete or does not hold together; MLX never sees it."""
+
+
+def innermost(error: BaseException) -> BaseException:
+    """Return the first error inside exception groups, which is what the user should hear of."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+    return error  # pyright: ignore[reportUnknownVariableType]

@@ -21,6 +21,7 @@ READY_SECONDS = 20.0
 UNTIL_SECONDS = 20.0
 POLL_SECONDS = 0.02
 LOG_SHOWN_BYTES = 6000
+MIB = 1 << 20
 
 
 class NotStartedError(Exception):
@@ -228,6 +229,6 @@ def random_model(directory: Path, seed: int, *sizes: int, config: str = "{}") ->
     directory.mkdir(parents=True, exist_ok=True)
     random = Random(seed)
     for number, size in enumerate(sizes):
-        (directory / f"part-{number}.bin").write_bytes(random.randbytes(size))
+        (directory / f"part-{number}.weights").write_bytes(random.randbytes(size))
     (directory / "config.json").write_text(config)
     return directory

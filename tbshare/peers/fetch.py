@@ -21,7 +21,7 @@ import trio
 from tbshare.content import bits
 from tbshare.content.bits import Bits
 from tbshare.content.block import BlockId, ObjectId, TreeId
-from tbshare.errors import BlockCorrupt, DiskFull, ObjectInUse, ObjectMissing, TbshareError
+from tbshare.errors import BlockCorrupt, DiskFull, ObjectInUse, ObjectMissing, TbshareError, innermost
 from tbshare.peers.lanes import Lanes, PeerLanes
 from tbshare.peers.mesh import Mesh, Peer
 from tbshare.peers.plan import PeerView, Request, plan, steals, window
@@ -195,7 +195,7 @@ class TreeFetch:
             await self._provider.announce(self.tree, [], whole=True)
             self.state = "durable"
         except* TbshareError as group:
-            error = _first(group)
+            error = innermost(group)
             self.state, self.reason = "failed", str(error)
             raise error from None
         finally:
@@ -486,11 +486,3 @@ class TreeFetch:
             for peer in list(self._mesh.peers.values()):
                 await peer.send(message)
             await trio.sleep(PROGRESS_SECONDS)
-
-
-def _first(group: BaseExceptionGroup[TbshareError]) -> TbshareError:
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    assert isinstance(error, TbshareError)
-    return error

@@ -6,6 +6,7 @@ present survives the power. A failed sync makes the written blocks of that file 
 may be gone although a second fsync would succeed (Rebello et al., USENIX ATC 2020).
 """
 
+import contextlib
 import errno
 import os
 from pathlib import Path
@@ -28,7 +29,9 @@ class Arriving:
         self.layout = layout.choose(manifest.header)
         self.path = path
         self.present = present
+        self.recorded = present  # what the index says is present
         self.written: Bits = 0
+        self._failures = 0
         self._lock = Lock()
         self._closed = False
         self._writers = 0
@@ -41,12 +44,15 @@ class Arriving:
         return self.manifest.size <= SMALL_BYTES
 
     def _open(self) -> int:
+        with contextlib.suppress(FileNotFoundError):
+            os.chmod(self.path, 0o600)  # read-only when we were stopped just before its last rename
         descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         size = self.manifest.size + self.layout.shift
         try:
             if os.fstat(descriptor).st_size < size:
                 disk.reserve(descriptor, size)
-                disk.sync_directory(self.path.parent)
+            # Also for a file that is there: who made it may have been killed before its name was synced.
+            disk.sync_directory(self.path.parent)
         except BaseException:
             os.close(descriptor)
             if not self.present:
@@ -72,6 +78,7 @@ class Arriving:
             if (self.present | self.written) >> number & 1:
                 return
             self._writers += 1
+            failures = self._failures
         try:
             if self._memory is not None:
                 offset = self.manifest.offsets[number]
@@ -83,6 +90,8 @@ class Arriving:
                 self._writers -= 1
                 self._close_if_unused()
         with self._lock:
+            if failures != self._failures:  # its pages may be among those that the sync has dropped
+                raise OSError(errno.EIO, "the disk failed while a block was written")
             self.written |= 1 << number
 
     @property
@@ -116,7 +125,8 @@ class Arriving:
             disk.sync_file(self.descriptor)
         except OSError:
             with self._lock:
-                self.written &= ~batch
+                self.written = 0  # and not only the batch: a failure is reported once, for all pages
+                self._failures += 1
             raise
         with self._lock:
             self.present |= batch

@@ -1,16 +1,18 @@
 """What keeps a store healthy: verify and quarantine, dropping, compacting packs, counting what is on the disk."""
 
+import contextlib
 import mmap
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from tbshare.content import bits
 from tbshare.content.block import BLOCK_BYTES, ObjectId, block_id
-from tbshare.errors import BlockCorrupt
+from tbshare.errors import BlockCorrupt, FormatInvalid, ObjectMissing
 from tbshare.store import disk
 from tbshare.store.arriving import Arriving
+from tbshare.store.index import Row
 from tbshare.store.pack import Kind
 from tbshare.store.store import Store
 
@@ -41,7 +43,10 @@ def verify_object(
     store: Store, object_id: ObjectId, *, advance: Callable[[int], None], stopped: Callable[[], bool]
 ) -> Damage | None:
     """Hash every block of a whole object again; return what is wrong with it."""
-    found = store.manifest(object_id)
+    try:
+        found = store.manifest(object_id)
+    except (BlockCorrupt, FormatInvalid):
+        found = None
     if found is None:
         return Damage(object_id, (), "its manifest is gone")
     bad: list[int] = []
@@ -49,7 +54,9 @@ def verify_object(
     for number, length in enumerate(found.lengths):
         if stopped():
             break
-        place = store.open_block(object_id, number)
+        place = None
+        with contextlib.suppress(ObjectMissing):
+            place = store.open_block(object_id, number)
         if place is None:
             bad.append(number)
             continue
@@ -75,8 +82,14 @@ def quarantine(store: Store, damage: Damage) -> None:
     file is moved, so that a crash at any point leaves the old file or the new state.
     """
     row = store.row(damage.object_id)
-    found = store.manifest(damage.object_id)
-    if row is None or not row.whole or found is None:
+    if row is None or not row.whole:
+        return
+    try:
+        found = store.manifest(damage.object_id)
+    except (BlockCorrupt, FormatInvalid):
+        found = None
+    if found is None:  # the bytes may be good: they wait for the manifest to come from a peer
+        store.index.remove_record(Kind.MANIFEST, row.id)
         return
     if row.place == "packed":
         store.index.remove_record(Kind.CONTENT, found.id)
@@ -90,13 +103,13 @@ def quarantine(store: Store, damage: Damage) -> None:
         for number in bits.members(good):
             try:
                 arriving.write(number, memoryview(store.read_block(found.id, number)))
-            except BlockCorrupt:
+            except (BlockCorrupt, ObjectMissing):
                 continue  # it rotted since it was verified
         arriving.sync()
     finally:
         arriving.close()
     aside = store.home.folder("quarantine") / f"{path.name}-{time.time_ns()}"
-    with store.index.transaction():
+    with store.index.transaction(durable=True):
         store.index.put_object(found, whole=False, place=row.place)
         store.index.set_present(found.id, arriving.present)
         store.index.add_quarantine(aside.name, found.id, damage.blocks, time.time_ns())
@@ -109,34 +122,41 @@ def quarantine(store: Store, damage: Damage) -> None:
 def drop_object(store: Store, object_id: ObjectId) -> int:
     """Delete the bytes of an object; its manifest stays. Return the bytes freed at most."""
     row = store.row(object_id)
-    if row is None:
-        return 0
-    store.abandon(object_id)
-    for kind in (Kind.CONTENT, Kind.HEADER):
-        store.index.remove_record(kind, object_id)
-    store.index.remove_object(object_id)
-    partial = store.home.partial(object_id)
-    partial.unlink(missing_ok=True)
-    if row.place != "packed" and row.whole:
-        path = store.home.object(object_id, row.place)
-        store.forget_path(path)
-        path.unlink(missing_ok=True)
-    return row.size
+    return 0 if row is None else _drop(store, [row])
+
+
+def _drop(store: Store, rows: Sequence[Row]) -> int:
+    """Delete the bytes of objects; return how many.
+
+    The index forgets first, durably: a row that came back with the power would say of the next partial file of
+    the same object which blocks are present in it.
+    """
+    with store.index.transaction(durable=True):
+        for row in rows:
+            for kind in (Kind.CONTENT, Kind.HEADER):
+                store.index.remove_record(kind, row.id)
+            store.index.remove_object(row.id)
+    for row in rows:
+        store.abandon(row.id)
+        store.home.partial(row.id).unlink(missing_ok=True)
+        if row.place != "packed" and row.whole:
+            path = store.home.object(row.id, row.place)
+            store.forget_path(path)
+            path.unlink(missing_ok=True)
+    return sum(row.size for row in rows)
 
 
 def collect(store: Store, live: set[bytes], live_trees: set[bytes]) -> tuple[int, int]:
     """Drop every object and record that nothing living needs; return how many objects and bytes went."""
-    objects = freed = 0
-    for row in store.index.objects():
-        if row.id not in live and not store.is_arriving(row.id):
-            objects += 1
-            freed += drop_object(store, row.id)
-    for kind, record_id, _ in store.index.records():
-        keep = live_trees if kind == Kind.TREE else live
-        if record_id not in keep and not store.is_arriving(record_id):
-            store.index.remove_record(kind, record_id)
+    dead = [row for row in store.index.objects() if row.id not in live and not store.is_arriving(row.id)]
+    freed = _drop(store, dead) if dead else 0
+    with store.index.transaction():
+        for kind, record_id, _ in store.index.records():
+            keep = live_trees if kind == Kind.TREE else live
+            if record_id not in keep and not store.is_arriving(record_id):
+                store.index.remove_record(kind, record_id)
     compact(store)
-    return objects, freed
+    return len(dead), freed
 
 
 def compact(store: Store) -> None:
@@ -151,13 +171,19 @@ def compact(store: Store) -> None:
             continue
         if number == store.packs.last:
             store.packs.begin_new()
-        for kind, record_id, place in records:
-            if place.pack == number and store.index.record(kind, record_id) == place:
-                moved = store.packs.append(kind, record_id, store.packs.read(kind, record_id, place))
-                store.index.add_record(kind, record_id, moved)
+        moved = [
+            (kind, record_id, place, store.packs.append(kind, record_id, store.packs.read(kind, record_id, place)))
+            for kind, record_id, place in records
+            if place.pack == number
+        ]
         store.sync_records()
+        with store.index.transaction():  # not before: rows of a pack that the power took are dropped
+            for kind, record_id, old, new in moved:
+                if store.index.record(kind, record_id) == old:
+                    store.index.add_record(kind, record_id, new)
         if number != store.packs.last:
             store.index.forget_pack(number)
+            store.forget_path(store.packs.path(number))
             store.packs.remove(number)
 
 

@@ -63,9 +63,10 @@ def write_durably(final: Path, data: bytes, *, temporary: Path, mode: int = 0o60
 
 
 def make_directory(path: Path) -> None:
-    """Create a directory if it is not there, durably, private to the user."""
+    """Create a directory if it is not there, and those above it, durably, private to the user."""
     if not path.is_dir():
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_directory(path.parent)
+        path.mkdir(mode=0o700, exist_ok=True)
         sync_directory(path.parent)
 
 

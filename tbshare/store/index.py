@@ -1,12 +1,14 @@
 """index.db: what the store holds, in SQLite. A cache: everything in it can be found again on the disk.
 
-`synchronous=NORMAL`: a transaction may be lost with the power, and `recover` finds again what it said.
+`synchronous=NORMAL`: a transaction may be lost with the power, and `recover` finds again what it said. What it
+cannot find, because an older row would be believed (which blocks of a partial object are present), is committed
+with `durable`, before the files are changed that an older row would speak of.
 Objects have a small integer key here, so that a row of `blocks` is 32 bytes and two numbers.
 """
 
 import sqlite3
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import RLock
@@ -15,6 +17,7 @@ from tbshare.content import bits
 from tbshare.content.bits import Bits
 from tbshare.content.block import BlockId, ObjectId
 from tbshare.content.manifest import Manifest
+from tbshare.errors import DiskFull, StoreUnusable
 from tbshare.store.pack import Kind, Place
 
 LEVEL = 1
@@ -69,32 +72,50 @@ class Index:
         self._lock = RLock()
         self._depth = 0
         self._connection = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
-        self._connection.execute("PRAGMA journal_mode=WAL")
-        self._connection.execute("PRAGMA synchronous=NORMAL")
-        self._connection.execute("PRAGMA cache_size=-16000")
-        self._connection.executescript(_SCHEMA)
+        try:
+            self._prepare()
+        except BaseException:
+            self._connection.close()
+            raise
+
+    def _prepare(self) -> None:
+        """Set the connection up; sqlite3.DatabaseError when this is no index of ours."""
+        settings = ("journal_mode=WAL", "synchronous=NORMAL", "cache_size=-16000")
+        for setting in (*settings, "fullfsync=ON", "checkpoint_fullfsync=ON"):  # the last two: macOS
+            self._connection.execute(f"PRAGMA {setting}").fetchall()
         (level,) = self._connection.execute("PRAGMA user_version").fetchone()
         if level not in (0, LEVEL):
             raise sqlite3.DatabaseError(f"index of level {level}")
-        self._connection.execute(f"PRAGMA user_version={LEVEL}")
+        self._connection.executescript(f"BEGIN;{_SCHEMA}PRAGMA user_version={LEVEL};COMMIT;")
+        ((answer,),) = self._rows("PRAGMA quick_check(1)")
+        if answer != "ok":
+            raise sqlite3.DatabaseError(str(answer))
 
     @contextmanager
-    def transaction(self) -> Iterator[None]:
-        """Make the changes inside one transaction; nests."""
+    def transaction(self, *, durable: bool = False) -> Generator[None, None, None]:
+        """Make the changes inside one transaction; nests. `durable`: they survive the power when this ends."""
         with self._lock:
-            if self._depth == 0:
-                self._connection.execute("BEGIN IMMEDIATE")
+            outermost = self._depth == 0
+            assert outermost or not durable, "the outer transaction decides"
+            if outermost:
+                self._do(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
+                self._do("BEGIN IMMEDIATE")
             self._depth += 1
             try:
                 yield
+                if outermost:
+                    self._do("COMMIT")
             except BaseException:
-                self._depth -= 1
-                if self._depth == 0:
-                    self._connection.execute("ROLLBACK")
+                if outermost and self._connection.in_transaction:
+                    with suppress(sqlite3.Error):  # SQLite has rolled back by itself
+                        self._connection.execute("ROLLBACK")
                 raise
-            self._depth -= 1
-            if self._depth == 0:
-                self._connection.execute("COMMIT")
+            finally:
+                self._depth -= 1
+
+    def make_durable(self) -> None:
+        """Make every transaction so far survive the power."""
+        self._do("PRAGMA wal_checkpoint(PASSIVE)")
 
     def _rows(self, statement: str, values: tuple[object, ...] = ()) -> list[tuple[object, ...]]:
         with self._lock:
@@ -102,13 +123,12 @@ class Index:
 
     def _do(self, statement: str, values: tuple[object, ...] = ()) -> None:
         with self._lock:
-            self._connection.execute(statement, values)
-
-    def check(self) -> None:
-        """Raise sqlite3.DatabaseError when the file is damaged."""
-        ((answer,),) = self._rows("PRAGMA quick_check(1)")
-        if answer != "ok":
-            raise sqlite3.DatabaseError(str(answer))
+            try:
+                self._connection.execute(statement, values)
+            except sqlite3.OperationalError as error:
+                if getattr(error, "sqlite_errorname", "") == "SQLITE_FULL":
+                    raise DiskFull("the disk is full", cure="tbshare du; tbshare gc --now") from error
+                raise StoreUnusable(f"index.db cannot be written: {error}", cure="tbshare restart") from error
 
     # records -------------------------------------------------------------------------------------------------
 

@@ -64,8 +64,10 @@ class Packs:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._lock = Lock()
+        self._sync_lock = Lock()  # taken before `_lock`; held while a sync runs, so that reading goes on
         self._descriptors: dict[int, int] = {}
-        self._unsynced: set[int] = set()
+        self._unsynced: dict[int, list[tuple[Kind, bytes]]] = {}
+        self._lost: list[tuple[Kind, bytes]] = []
         numbers = self.numbers()
         self._last = numbers[-1] if numbers else 0
         self._end = self.path(self._last).stat().st_size if numbers else 0
@@ -77,8 +79,8 @@ class Packs:
 
     def numbers(self) -> list[int]:
         """Return the numbers of the packs there are, in order."""
-        names = (entry.name for entry in self._folder.iterdir() if entry.name.startswith(_NAME))
-        return sorted(int(name.removeprefix(_NAME)) for name in names)
+        names = (entry.name.removeprefix(_NAME) for entry in self._folder.glob(f"{_NAME}*"))
+        return sorted(int(name) for name in names if name.isdecimal())
 
     def append(self, kind: Kind, record_id: bytes, payload: bytes) -> Place:
         """Add a record; it is readable at once and durable after the next `sync`."""
@@ -91,18 +93,38 @@ class Packs:
             disk.write_all(descriptor, head + payload, self._end)
             place = Place(self._last, self._end + _HEAD.size, len(payload))
             self._end = place.offset + place.length
-            self._unsynced.add(self._last)
+            self._unsynced.setdefault(self._last, []).append((kind, record_id))
         return place
 
     def sync(self) -> None:
-        """Make every appended record durable."""
+        """Make every appended record durable.
+
+        OSError: the records since the last sync must be appended again (`take_lost`); they go to a new pack, for
+        a second sync of this one would succeed without having written them.
+        """
+        with self._sync_lock:
+            with self._lock:
+                batch = {number: self._descriptor(number) for number in self._unsynced}
+                appended, self._unsynced = self._unsynced, {}
+                new_pack, self._new_pack = self._new_pack, False
+            try:
+                for descriptor in batch.values():
+                    disk.sync_file(descriptor)
+                if new_pack:
+                    disk.sync_directory(self._folder)
+            except OSError:
+                with self._lock:
+                    for records in (*appended.values(), *self._unsynced.values()):
+                        self._lost += records
+                    self._unsynced.clear()
+                    self._end = PACK_BYTES_MAX
+                raise
+
+    def take_lost(self) -> list[tuple[Kind, bytes]]:
+        """Return the records that failed syncs have lost since the last call."""
         with self._lock:
-            for number in self._unsynced:
-                disk.sync_file(self._descriptor(number))
-            self._unsynced.clear()
-            if self._new_pack:
-                disk.sync_directory(self._folder)
-                self._new_pack = False
+            lost, self._lost = self._lost, []
+            return lost
 
     def read(self, kind: Kind, record_id: bytes, place: Place) -> bytes:
         """Return the payload after checking it. BlockCorrupt when it is not what was written."""
@@ -148,7 +170,8 @@ class Packs:
         """Delete a pack all of whose live records have been appended anew and synced."""
         with self._lock:
             assert number != self._last
-            os.close(self._descriptors.pop(number, -1)) if number in self._descriptors else None
+            if number in self._descriptors:
+                os.close(self._descriptors.pop(number))
             self.path(number).unlink(missing_ok=True)
 
     def begin_new(self) -> None:

@@ -5,18 +5,20 @@ The disk is the truth. What cannot be explained is moved to quarantine/, never d
 
 import os
 import sqlite3
+import time
+from pathlib import Path
 from typing import Protocol
 
 from tbshare.content import bits
 from tbshare.content.block import ObjectId, block_id
-from tbshare.content.layout import PAGE_BYTES
+from tbshare.content.layout import PAGE_BYTES, choose
 from tbshare.content.manifest import Manifest
 from tbshare.errors import BlockCorrupt, DiskFull, FormatInvalid
 from tbshare.store import disk
 from tbshare.store.arriving import Arriving
 from tbshare.store.home import Home
 from tbshare.store.index import Index
-from tbshare.store.pack import Kind, Packs
+from tbshare.store.pack import Kind, Packs, Place
 
 
 class Recovering(Protocol):
@@ -50,16 +52,19 @@ class Recovering(Protocol):
 def open_index(home: Home, notices: list[str]) -> Index:
     """Open index.db; a damaged one is put aside and made again from the disk."""
     try:
-        index = Index(home.index)
-        index.check()
-        return index
+        return Index(home.index)
     except sqlite3.DatabaseError as error:
         notices.append(f"index.db was damaged ({error}) and was made again from the objects")
         for suffix in ("", "-wal", "-shm"):
             path = home.index.with_name(home.index.name + suffix)
             if path.exists():
-                os.replace(path, home.folder("quarantine") / path.name)
+                put_aside(home, path)
         return Index(home.index)
+
+
+def put_aside(home: Home, path: Path) -> None:
+    """Move a file into quarantine, under a name of its own."""
+    os.rename(path, home.folder("quarantine") / f"{path.name}-{time.time_ns()}")
 
 
 def recover(store: Recovering) -> None:
@@ -68,22 +73,28 @@ def recover(store: Recovering) -> None:
     _packed_objects(store)
     _whole_objects(store)
     _partial_objects(store)
+    store.index.make_durable()
 
 
 def read_packs(packs: Packs, index: Index) -> None:
-    """Take into the index the records it does not know; drop its rows for records that are not there."""
+    """Take into the index the records it does not know; drop its rows for records that are not there.
+
+    The index may know more than the packs: a record that was appended and not synced when the power went.
+    """
     scanned = index.scanned()
-    known = index.records()
+    known: dict[int, list[tuple[Kind, bytes, Place]]] = {}
+    for row in index.records():
+        known.setdefault(row[2].pack, []).append(row)
     for number in packs.numbers():
         start = scanned.get(number, 0)
         size = packs.path(number).stat().st_size
-        if start == size:
+        start = start if start <= size else 0
+        doubtful = [row for row in known.get(number, ()) if row[2].offset >= start]
+        if start == size and not doubtful:
             continue
-        start = start if start < size else 0
         with index.transaction():
-            for kind, record_id, place in known:
-                if place.pack == number and place.offset >= start:
-                    index.remove_record(kind, record_id)
+            for kind, record_id, _ in doubtful:
+                index.remove_record(kind, record_id)
             end = start
             for found in packs.scan(number, start):
                 if found.sound:
@@ -91,8 +102,7 @@ def read_packs(packs: Packs, index: Index) -> None:
                     end = found.place.offset + found.place.length
             index.set_scanned(number, end)
         packs.cut_tail(number, end)
-    present = set(packs.numbers())
-    for number in set(scanned) - present:
+    for number in {*scanned, *known} - set(packs.numbers()):
         index.forget_pack(number)
 
 
@@ -129,7 +139,7 @@ def _whole_objects(store: Recovering) -> None:
             continue
         found = _manifest(store, object_id)
         if found is None or path.stat().st_size != _file_size(found, place):
-            os.replace(path, store.home.folder("quarantine") / path.name)
+            put_aside(store.home, path)
             store.notices.append(
                 f"{path.name} was put into quarantine: nothing says what it is, or its size is wrong"
             )
@@ -163,12 +173,12 @@ def _partial_objects(store: Recovering) -> None:
             continue
         found = _manifest(store, object_id)
         if found is None:
-            os.replace(path, store.home.folder("quarantine") / path.name)
+            put_aside(store.home, path)
             store.notices.append(
                 f"the partial object {path.name[:12]} was put into quarantine: its manifest is gone"
             )
             continue
-        index.put_object(found, whole=False, place="exact")
+        index.put_object(found, whole=False, place=choose(found.header).name)
         index.set_present(object_id, _hash_again(store, found))
     for row in rows.values():
         if row.place != "packed" and not store.home.partial(row.id).exists():

@@ -73,26 +73,40 @@ class Store:
         self._manifests: dict[ObjectId, Manifest] = {}
         self._promised_bytes = 0
         self.notices: list[str] = []  # what recovery found, for `status`
-        try:
+        with contextlib.ExitStack() as undo:
+            undo.callback(os.close, self._lock_descriptor)
             sweep_temporary(self.home)
+            # A directory that was there already may have been made just before a kill, and never synced.
+            disk.sync_directory(self.home.folder("objects"))
             self.packs = Packs(self.home.folder("objects"))
+            undo.callback(self.packs.close)
             self.index: Index = open_index(self.home, self.notices)
+            undo.callback(self.index.close)
             recover(self)
-        except BaseException:
-            os.close(self._lock_descriptor)
-            raise
+            undo.pop_all()
 
     # manifests and trees ---------------------------------------------------------------------------------------
 
     def add_record(self, kind: Kind, record_id: bytes, payload: bytes) -> None:
-        """Keep a record whose id has been checked; durable after `sync_records`."""
-        if self.index.record(kind, record_id) is None:
-            place = self.packs.append(kind, record_id, payload)
-            self.index.add_record(kind, record_id, place)
+        """Keep a record whose id has been checked; durable after `sync_records`. One that rotted is written anew."""
+        place = self.index.record(kind, record_id)
+        if place is not None:
+            with contextlib.suppress(BlockCorrupt, FileNotFoundError):
+                self.packs.read(kind, record_id, place)
+                return
+        self.index.add_record(kind, record_id, self.packs.append(kind, record_id, payload))
 
     def sync_records(self) -> None:
-        """Make every record added so far durable."""
-        self.packs.sync()
+        """Make every record added so far durable. OSError or DiskFull: those since the last call are gone."""
+        try:
+            self.packs.sync()
+        except OSError as error:
+            with self.index.transaction():
+                for kind, record_id in self.packs.take_lost():
+                    self.index.remove_record(kind, record_id)
+                    if kind == Kind.CONTENT:
+                        self.index.remove_object(ObjectId(record_id))
+            raise disk.translated(error) from error
 
     def record(self, kind: Kind, record_id: bytes) -> bytes | None:
         """Return a record's bytes, checked, or None when it is not here."""
@@ -302,16 +316,39 @@ class Store:
             if row is not None and row.whole:
                 return None
             self.add_record(Kind.MANIFEST, found.id, found.encoded)
-            present = 0
-            if row is not None and self.home.partial(found.id).exists():
-                present = row.present & bits.full(found.block_count)
+            partial = self.home.partial(found.id)
+            present = row.present & bits.full(found.block_count) if row is not None and partial.exists() else 0
             if not present:
                 self.check_room(found.size)
-            arriving = Arriving(found, self.home.partial(found.id), present)
+            if found.size > SMALL_BYTES:
+                self.sync_records()  # a file whose manifest the power took could not be explained any more
+                if row is not None and row.present != present:
+                    with self.index.transaction(durable=True):  # before there is an empty file it would lie about
+                        self.index.set_present(found.id, present)
+            arriving = Arriving(found, partial, present)
+            self._mend_header(arriving)
             if row is None:
                 self.index.put_object(found, whole=False, place=self._place_name(arriving))
             self._arriving[found.id] = arriving
             return arriving
+
+    def _mend_header(self, arriving: Arriving) -> None:
+        """Undo the padding of a header, if `finish` was stopped between that and the file's last name."""
+        found = arriving.manifest
+        if found.header is None or not arriving.layout.shift:
+            return
+        for number in bits.members(arriving.present):
+            if found.offsets[number] >= found.header.data_start:
+                break
+            if block_id(arriving.read(number)) == found.block(number):
+                continue
+            original = None
+            with contextlib.suppress(BlockCorrupt):
+                original = self.record(Kind.HEADER, found.id)
+            if original is None:
+                arriving.forget(1 << number)
+            else:
+                disk.write_all(arriving.descriptor, original, 0)
 
     @staticmethod
     def _place_name(arriving: Arriving) -> str:
@@ -324,17 +361,22 @@ class Store:
 
     def sync_arriving(self, batch: Iterable[Arriving]) -> None:
         """Make what was written durable and record it. OSError when a disk failed; its blocks are absent again."""
-        grown: list[Arriving] = []
+        grown: list[tuple[Arriving, Bits]] = []
         failure: OSError | None = None
+        self.sync_records()
         for arriving in batch:
             try:
-                if arriving.sync():
-                    grown.append(arriving)
+                arriving.sync()
             except OSError as error:
                 failure = error
-        with self.index.transaction():
-            for arriving in grown:
-                self.index.set_present(arriving.manifest.id, arriving.present)
+            if arriving.present != arriving.recorded:
+                grown.append((arriving, arriving.present))
+        if grown:
+            with self.index.transaction(durable=True):
+                for arriving, present in grown:
+                    self.index.set_present(arriving.manifest.id, present)
+            for arriving, present in grown:
+                arriving.recorded = present
         if failure is not None:
             raise disk.translated(failure) from failure
 
@@ -365,9 +407,11 @@ class Store:
         """Keep the original header in a pack, before the file's own is padded."""
         found = arriving.manifest
         assert found.header is not None
-        if self.index.record(Kind.HEADER, found.id) is None:
-            original = os.pread(arriving.descriptor, found.header.data_start, 0)
-            self.add_record(Kind.HEADER, found.id, original)
+        with contextlib.suppress(BlockCorrupt):
+            if self.record(Kind.HEADER, found.id) is not None:
+                return  # and the file's own may be padded already
+        original = os.pread(arriving.descriptor, found.header.data_start, 0)
+        self.add_record(Kind.HEADER, found.id, original)
 
     def _settle(self, arriving: Arriving) -> Path:
         """Pad the header if the layout says so, sync, and give the file its final name."""

@@ -4,9 +4,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from tests.nodes import Node, random_model, running
-
-MIB = 1 << 20
+from tests.nodes import MIB, Node, random_model, running
 
 
 @pytest.fixture(scope="module")

@@ -137,6 +137,7 @@ class Checker:
             for number in bits.members(arriving.readable):
                 if block_id(arriving.read(number)) != found.block(number):
                     raise Lost(f"block {number} of partial object {row.id.hex()} is readable and wrong")
+            store.abandon(row.id)
 
     def _go_on(self, store: Store) -> None:
         """Complete what was arriving and push again; both must work whatever state this is."""
