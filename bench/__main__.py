@@ -8,10 +8,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))  # the modules here also run alone, as scripts
-
-from measuring import scratch_directory
-from rows import Options
+from bench.measuring import scratch_directory
+from bench.rows import Options
 
 ROWS = {
     "transfer": ("transfer", 5, "2 GB to one node: against rsync, a bare copy and mlx_lm.share"),
@@ -25,6 +23,10 @@ ROWS = {
     "dedup": ("dedup", 1, "where to cut: the threshold for tensors of their own"),
     "alignment": ("alignment", 1, "how many tensors can be mapped as they lie"),
 }
+
+
+def _end(_number: int, _frame: object) -> None:
+    sys.exit(143)  # as an exception, so that all is cleaned up
 
 
 def main() -> int:
@@ -43,12 +45,12 @@ def main() -> int:
     unknown = [name for name in options.rows if name not in ROWS]
     if unknown:
         parser.error(f"no row {', '.join(unknown)}; there are {', '.join(ROWS)}")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as an exception, so that all is cleaned up
+    signal.signal(signal.SIGTERM, _end)
     missed: list[str] = []
     for name in options.rows or ROWS:
         module, runs, text = ROWS[name]
         print(f"== {name}: {text}  ({time.strftime('%Y-%m-%d %H:%M:%S', time.gmtime())} UTC)", flush=True)
-        run: Callable[[Options], bool] = importlib.import_module(module).run
+        run: Callable[[Options], bool] = importlib.import_module(f"bench.{module}").run
         runs = options.runs or (1 if options.quick else runs)
         with scratch_directory(options.scratch) as scratch:
             if not run(Options(scratch, runs, options.quick, tuple(options.only))):

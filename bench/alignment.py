@@ -10,10 +10,10 @@ import random
 from pathlib import Path
 
 import numpy as np
-from measuring import Demand
-from rows import Options, table, verdict
-from synthetic import ITEM_BYTES, Tensor, write_with_mlx, write_with_safetensors
 
+from bench.measuring import Demand
+from bench.rows import Options, table, verdict
+from bench.synthetic import ITEM_BYTES, Tensor, write_with_mlx, write_with_safetensors
 from tbshare.content import safetensors
 from tbshare.content.layout import aligned_count, choose, shift_to_page
 

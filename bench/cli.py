@@ -7,9 +7,9 @@ import os
 import subprocess
 import sys
 
-from measuring import Demand
-from nodes import BenchError, Node, environment, running
-from rows import Options, table, verdict
+from bench.measuring import Demand
+from bench.nodes import BenchError, Node, environment, running
+from bench.rows import Options, table, verdict
 
 CPU_SECONDS_MAX = 0.25
 

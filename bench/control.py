@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import trio
-from measuring import GB, GIB, Demand, make_random_file, run_forked, warm_pages
-from rows import Options, say, table, verdict
 
+from bench.measuring import GB, GIB, Demand, make_random_file, run_forked, warm_pages
+from bench.rows import Options, say, table, verdict
 from tbshare.content.block import BLOCK_BYTES, BlockId, block_id
 from tbshare.daemon.__main__ import SWITCH_SECONDS
 from tbshare.peers.identity import Identity

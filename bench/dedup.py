@@ -13,10 +13,10 @@ import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
-from measuring import Demand
-from rows import Options, say, table, verdict
-from synthetic import ITEM_BYTES, Tensor, divided, llama
 
+from bench.measuring import Demand
+from bench.rows import Options, say, table, verdict
+from bench.synthetic import ITEM_BYTES, Bytes, Tensor, divided, llama
 from tbshare.content import safetensors
 from tbshare.content.block import HASH_BYTES, BlockId, block_id
 from tbshare.content.cut import TENSOR_BYTES_MIN, tensor_lengths
@@ -27,7 +27,7 @@ Files = Sequence[File]
 Variant = Callable[[File], tuple[Files, int]]  # files, and by how many bytes each header is longer
 
 
-def content_of(tensors: File, longer_bytes: int) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
+def content_of(tensors: File, longer_bytes: int) -> Bytes:
     """Return the bytes of a safetensors file with these tensors in this order."""
     header: dict[str, object] = {"__metadata__": {"note": "x" * longer_bytes}}
     position = 0
@@ -45,7 +45,7 @@ def blocks_of(files: Files, longer_bytes: int) -> dict[str, dict[BlockId, int]]:
     result: dict[str, dict[BlockId, int]] = {name: {} for name in THRESHOLDS}
     for tensors in files:
         content = content_of(tensors, longer_bytes)
-        view = memoryview(content)
+        view = memoryview(content.data)
         data_start = safetensors.header_length(content[:8].tobytes(), content.size)
         header = safetensors.parse(content[:data_start].tobytes(), content.size)
         for name, threshold in THRESHOLDS.items():
@@ -76,7 +76,7 @@ def _longer(tensors: File) -> dict[str, Tensor]:
     for name in _named(tensors, "embed_tokens", "lm_head"):
         tensor = copy[name]
         rows = tensor.shape[0]
-        more = tensor.data[: 37 * tensor.data.size // rows] ^ 1
+        more = tensor.data[: 37 * tensor.data.size // rows] ^ np.uint8(1)
         copy[name] = Tensor(tensor.dtype, [rows + 37, *tensor.shape[1:]], np.concatenate([tensor.data, more]))
     return copy
 

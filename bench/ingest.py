@@ -3,9 +3,9 @@
     python -m bench ingest [--runs 5]
 
 On XFS (a loop mount, root) the file is cloned and the clone is hashed; on the file system of --scratch it is
-copied and hashed. *BLAKE3 alone* hashes one warm buffer of 4 MiB over and over, block ids and all, in the same run.
-Rates are by CPU seconds of the process, which neighbours on the machine disturb least; the wall clock is beside it,
-up to the last hashed byte, and up to durable, which is the disk's speed where there is a copy.
+copied and hashed. *BLAKE3 alone* hashes one warm buffer of 4 MiB over and over, block ids and all, in the same
+run. Rates are by CPU seconds of the process, which neighbours on the machine disturb least; the wall clock is
+beside it, up to the last hashed byte, and up to durable, which is the disk's speed where there is a copy.
 """
 
 import contextlib
@@ -19,9 +19,8 @@ from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
 
-from measuring import GB, GIB, Demand, make_random_file, warm_pages
-from rows import Options, say, table, verdict
-
+from bench.measuring import GB, GIB, Demand, make_random_file, warm_pages
+from bench.rows import Options, say, table, verdict
 from tbshare.content.block import BLOCK_BYTES, block_id
 from tbshare.store.ingest import Ingest
 from tbshare.store.source import Choice, scan
@@ -104,7 +103,7 @@ def run(options: Options) -> bool:
     with contextlib.ExitStack() as stack:
         places = {"copy": options.scratch / "copy"}
         if os.geteuid() == 0 and shutil.which("mkfs.xfs"):
-            places["reflink (XFS)"] = stack.enter_context(xfs(options.scratch, size + FILE_SYSTEM_SPARE_BYTES))
+            places["reflink (XFS)"] = stack.enter_context(xfs(options.scratch, 2 * size + FILE_SYSTEM_SPARE_BYTES))
         else:
             say("reflink is skipped: it needs root and mkfs.xfs (apt-get install xfsprogs)")
             del runs["reflink (XFS)"]

@@ -46,6 +46,7 @@ if [ ${#missing[@]} -gt 0 ]; then
   fi
 fi
 
+[ ${#missing[@]} -gt 0 ] || say "step 0: nothing is missing on this machine"
 if [ -f "$STAMP" ] && [ "$STAMP" -nt pyproject.toml ] && [ "$STAMP" -nt .ci/constraints.txt ]; then
   exit 0
 fi

@@ -1,6 +1,6 @@
 """One lane over loopback, two processes, against a bare copy and rsync.
 
-    python bench/lane.py [--size GiB] [--runs N] [--warm GiB] [--scratch DIR]
+    python -m bench.lane [--size GiB] [--runs N] [--warm GiB] [--scratch DIR]
 
 The source is a random file in the page cache, the destination a new file, allocated before it is filled. *bare*
 is the least a verified copy can do: sendfile, receive into one buffer, BLAKE3, write, one thread each side, no
@@ -21,7 +21,8 @@ from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 
 from blake3 import blake3
-from measuring import (
+
+from bench.measuring import (
     GIB,
     Demand,
     Usage,
@@ -34,7 +35,6 @@ from measuring import (
     scratch_directory,
     take_turns,
 )
-
 from tbshare.content.block import BLOCK_BYTES, BlockId, block_id
 from tbshare.transport.lane import NICE, connect_lane
 from tbshare.transport.lane_receive import FileWrite, ReceiveLane

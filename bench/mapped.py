@@ -1,8 +1,8 @@
 """The row `run`: `run_map.py` with the options of the benches."""
 
-import run_map
-from measuring import Demand
-from rows import Options, verdict
+from bench import run_map
+from bench.measuring import Demand
+from bench.rows import Options, verdict
 
 
 def run(options: Options) -> bool:

@@ -14,10 +14,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from measuring import GB, Demand, anonymous_bytes
-from nodes import BenchError, Node, pair_all, running
-from rows import Options, say, table, verdict
-
+from bench.measuring import GB, Demand, anonymous_bytes
+from bench.nodes import BenchError, Node, pair_all, running
+from bench.rows import Options, say, table, verdict
 from tbshare.content.block import BLOCK_BYTES
 from tbshare.wire.local import PushParams
 

@@ -18,10 +18,9 @@ from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
-from measuring import Demand, make_random_file
-from nodes import ArrivalWatch, BenchError, Node, pair_all, running, wait_until
-from rows import Options, say, table, verdict
-
+from bench.measuring import Demand, make_random_file
+from bench.nodes import ArrivalWatch, BenchError, Node, pair_all, running, wait_until
+from bench.rows import Options, say, table, verdict
 from tbshare.wire.local import PushParams
 from tbshare.wire.report import AnyEvent, Published
 

@@ -18,8 +18,7 @@ from queue import SimpleQueue
 from types import TracebackType
 from typing import Self
 
-from measuring import cpu_of
-
+from bench.measuring import cpu_of
 from tbshare.client import Client
 from tbshare.store.disk import file_system_kind
 from tbshare.wire.report import AnyEvent, Code
@@ -119,7 +118,7 @@ class Node:
 
 def pair(member: Node, newcomer: Node, *, host: str = "") -> None:
     """Let a node join; `host` is the member's address as the newcomer sees it."""
-    codes: SimpleQueue[str | BaseException] = SimpleQueue()
+    codes = SimpleQueue[str | BaseException]()
 
     def told(event: AnyEvent) -> None:
         if isinstance(event, Code):

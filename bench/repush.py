@@ -3,18 +3,17 @@
     python -m bench repush
 
 A llama of 0.8 GB in bf16, written in two files by the writer of the safetensors library, is pushed from one node
-to another. Then come copies of it under the same name: each header 777 bytes longer, the same tensors in five files,
-9 % of the tensor bytes changed, 37 rows more in the vocabulary. A last push is of the same content again.
+to another. Then come copies of it under the same name: each header 777 bytes longer, the same tensors in five
+files, 9 % of the tensor bytes changed, 37 rows more in the vocabulary. A last push is of the same content again.
 """
 
 import shutil
 
-from measuring import Demand
-from nodes import BenchError, Node, pair_all, running
-from rows import Options, say, table, verdict
-from smollm import make_variant
-from synthetic import divided, llama, write_model
-
+from bench.measuring import Demand
+from bench.nodes import BenchError, Node, pair_all, running
+from bench.rows import Options, say, table, verdict
+from bench.smollm import make_variant
+from bench.synthetic import divided, llama, write_model
 from tbshare.wire.local import PushParams
 from tbshare.wire.report import PushReport
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from measuring import Demand
+from bench.measuring import Demand
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,9 @@
     python -m bench transfer [--runs 5] [--only tbshare rsync ...]
 
 One file of random bytes, in the page cache everywhere, taken in by node `a`. Before each run the receiver's copy
-is evicted and memory is warmed (why: `measuring.warm_pages`). The clock stops twice: when the last block is verified
-and written, which is what rsync and the bare copy do, and when it is durable; `rsync --fsync` stands beside that.
-CPU seconds are those of both daemons until the pull has ended, syncs included.
+is evicted and memory is warmed (why: `measuring.warm_pages`). The clock stops twice: when the last block is
+verified and written, which is what rsync and the bare copy do, and when it is durable; `rsync --fsync` stands
+beside that. CPU seconds are those of both daemons until the pull has ended, syncs included.
 """
 
 import contextlib
@@ -18,11 +18,10 @@ import time
 from collections.abc import Callable, Generator
 from pathlib import Path
 
-from lane import Bench
-from measuring import GIB, Demand, Usage, cpu_of, median_of, print_table, take_turns
-from nodes import ArrivalWatch, BenchError, Node, environment, pair_all, running, wait_until
-from rows import Options, verdict
-
+from bench.lane import Bench
+from bench.measuring import GIB, Demand, Usage, cpu_of, median_of, print_table, take_turns
+from bench.nodes import ArrivalWatch, BenchError, Node, environment, pair_all, running, wait_until
+from bench.rows import Options, verdict
 from tbshare.transport.lane import NICE
 from tbshare.wire.local import PullParams, PushParams
 

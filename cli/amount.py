@@ -67,4 +67,4 @@ def parse_rate(text: str) -> int:
         value = float(number) * base / (8 if (unit or "").lower() == "bit" else 1)
         if 1 <= value <= RATE_MAX:
             return round(value)
-    raise UsageError(f"{text!r} is no rate: write it like 100M, 1.5GB/s or 400Mbit")
+    raise UsageError(f"{text!r} is no rate: write it like 100M, 1.5GB/s or 400Mbit", cure="tbshare push --help")

@@ -128,7 +128,7 @@ def node_rename(
     if as_json:
         show.json(done)
     else:
-        show.line(done.text or f"{node} is now {name}")
+        show.line(f"{node} is called {name} now")
     return ExitStatus.DONE
 
 

@@ -2,12 +2,13 @@
 
 import contextlib
 import importlib.metadata
+import json
 import os
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
 
@@ -26,6 +27,7 @@ END_SECONDS = 5.0  # a daemon that closed the pipe without a word is about to en
 POLL_SECONDS = 0.02
 ID_SHOWN = 8
 ERROR_BYTES_MAX = 4096
+STARTED_WITH = "run/started-with.json"
 
 Port = Annotated[int | None, typer.Option("--port", min=0, max=65535, help="TCP port; 0: any that is free.")]
 Name = Annotated[str, typer.Option("--name", help="This node's name; else the host's.")]
@@ -59,6 +61,7 @@ def up(
         return _say_state(state, "is up already", as_json=as_json)
     command = [sys.executable, "-P", "-m", "tbshare.daemon", "--home", home, *options]
     socket_path(home)  # says so when it is too long
+    _remember(home, options)
     if foreground:
         os.execve(sys.executable, [*command, "--foreground"], _environment())
     start(command, home)
@@ -84,14 +87,41 @@ def down(context: typer.Context, as_json: AsJson = False) -> int:
 def restart(
     context: typer.Context, port: Port = None, name: Name = "", listen: Listen = "", as_json: AsJson = False
 ) -> int:
-    """Stop the daemon and start it again, as after an upgrade."""
-    _stop(home_of(context))
+    """Stop the daemon and start it again, as after an upgrade, with the options it was started with."""
+    home = home_of(context)
+    _stop(home)
+    before = _remembered(home)
+    if port is None and before.get("--port", "").isdecimal():
+        port = int(before["--port"])
+    name, listen = name or before.get("--name", ""), listen or before.get("--listen", "")
     return up(context, port=port, name=name, listen=listen, as_json=as_json)
 
 
 def _options(port: int | None, name: str, listen: str) -> list[str]:
     given = [("--port", "" if port is None else str(port)), ("--name", name), ("--listen", listen)]
     return [word for option, value in given if value for word in (option, value)]
+
+
+def _remember(home: str, options: list[str]) -> None:
+    """Note what the daemon is started with, for restart; config.toml is the place for what is meant to last."""
+    path = Path(home) / STARTED_WITH
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path.write_text(json.dumps(options))
+    except OSError as error:
+        raise StoreUnusable(
+            f"the home {home} cannot be made: {error.strerror or error}", cure="choose another with --home"
+        ) from error
+
+
+def _remembered(home: str) -> dict[str, str]:
+    """Return the options the daemon was started with; none when they are not known."""
+    try:
+        read: object = json.loads((Path(home) / STARTED_WITH).read_text())
+    except (OSError, ValueError):
+        return {}
+    words = [str(word) for word in cast("list[object]", read)] if isinstance(read, list) else []
+    return dict(zip(words[::2], words[1::2], strict=False))
 
 
 def _environment() -> dict[str, str]:
@@ -143,7 +173,12 @@ def start(command: list[str], home: str) -> None:
     finally:
         os.close(told)
     with open(ready, "rb") as pipe:
-        said = _read_until_closed(pipe.fileno())
+        try:
+            said = _read_until_closed(pipe.fileno())
+        except BaseException:  # Ctrl-C: a daemon that nobody was told of would be left behind
+            child.terminate()
+            _ended(child)
+            raise
     if said.strip() == "ready":
         child.returncode = 0  # it outlives this command; do not warn that nobody waited for it
         return

@@ -1,6 +1,7 @@
 """Models: push, pull, ls, show, path, rm, pin, unpin, evict."""
 
 import os
+import shlex
 import time
 from typing import Annotated
 
@@ -203,13 +204,22 @@ def show_ref(
         shown = client.show(params)
     if as_json:
         show.json(shown)
-        return ExitStatus.DONE
+    else:
+        _say_shown(shown, what)
+    return ExitStatus.DONE
+
+
+def _say_shown(shown: report.ShowReport, what: str) -> None:
     line = shown.line
     show.line(f"{line.ref}  {amount.size(line.size_bytes)} in {amount.count(line.files, 'file')}")
-    show.line(f"tree {line.tree}, by {line.author or 'nobody'}, {day(line)}")
+    if line.tree:
+        show.line(f"tree {line.tree}, by {line.author or 'nobody'}, {day(line)}")
     for label in line.labels:
         show.line(f"label {label}")
-    show.line(f"here: {here_text(line)}" + (f", at {shown.directory}" if shown.directory else ""))
+    if line.tree:
+        show.line(f"here: {here_text(line)}" + (f", at {shown.directory}" if shown.directory else ""))
+    else:
+        show.line(f"a path; as it would be taken in by: tbshare push {shlex.quote(what)}")
     if shown.tensors:
         show.line(f"{shown.aligned} of {amount.count(shown.tensors, 'tensor')} can be mapped as they lie")
     for warning in shown.warnings:
@@ -220,13 +230,12 @@ def show_ref(
     if shown.files:
         show.line()
         rows = [
-            [file.path, amount.size(file.size_bytes), file.layout or "-", file.object[:8], file.text]
+            [file.path, amount.size(file.size_bytes), file.layout or "-", file.object[:8] or "-", file.text]
             for file in shown.files
         ]
         show.table(["FILE", "SIZE", "LAYOUT", "OBJECT", ""], rows, right=[1])
     if shown.files_total > len(shown.files):
         show.line(f"and {amount.count(shown.files_total - len(shown.files), 'more file')}")
-    return ExitStatus.DONE
 
 
 def path(context: typer.Context, ref: Ref, allow_code: AllowCode = False, as_json: AsJson = False) -> int:
@@ -300,7 +309,7 @@ def _say_kept(kept: report.KeepReport, text: str, *, as_json: bool) -> int:
     if as_json:
         show.json(kept)
     else:
-        show.line(kept.text or text)
+        show.line(f"{kept.ref}: {kept.text}" if kept.text and not kept.bytes_freed else text)
     return ExitStatus.DONE
 
 

@@ -12,7 +12,7 @@ from tbshare.cli.examples import examples
 from tbshare.cli.models import AllowCode, AsJson, AsJsonLines, Ref, finish
 from tbshare.cli.session import connect
 from tbshare.cli.watch import TransferWatch
-from tbshare.errors import ExitStatus, InputRefused, Interrupted, UsageError
+from tbshare.errors import ExitStatus, InputRefused, Interrupted, ModelRefused, UsageError
 from tbshare.wire import local, report
 
 PROMPT_BYTES_MAX = 1024 * 1024
@@ -58,36 +58,39 @@ def run(  # noqa: PLR0913, PLR0917  (typer makes an option of each)
         raw=raw,
         allow_code=allow_code,
     )
-
-    def heard(event: report.AnyEvent) -> None:
-        match event:
-            case _ if as_json:
-                show.json(event)
-            case report.Ready():
-                show.aside(ready_line(event))
-            case report.Text():
-                show.prose(event.text)
-            case report.Warned():
-                show.aside(f"warning: {event.text}")
-            case report.Noted():
-                show.aside(f"note: {event.text}")
-            case _:
-                pass
-
     try:
         with connect(context) as client:
-            ended = client.run(params, heard)
+            ended = client.run(params, show.json if as_json else _say)
     except KeyboardInterrupt:
         if not as_json:
             show.line()
         raise Interrupted("interrupted; the run is stopped", cure=f"tbshare run {ref}") from None
+    except ModelRefused as error:
+        error.cure = error.cure or f"tbshare show {ref}"
+        raise
     if as_json:
         show.json({"event": "result", "result": ended})
         return ExitStatus.DONE
     show.line()
-    text = f"{amount.count(ended.tokens, 'token')} at {ended.rate:.1f} a second"
+    text = amount.count(ended.tokens, "token")
+    if ended.tokens > 1:
+        text += f" at {ended.rate:.1f} a second"
     show.aside(text + (f"; cut at --max-tokens {max_tokens}" if ended.finish == "length" else ""))
     return ExitStatus.DONE
+
+
+def _say(event: report.AnyEvent) -> None:
+    match event:
+        case report.Ready():
+            show.aside(ready_line(event))
+        case report.Text():
+            show.prose(event.text)
+        case report.Warned():
+            show.aside(f"warning: {event.text}")
+        case report.Noted():
+            show.aside(f"note: {event.text}")
+        case _:
+            pass
 
 
 def _prompt_from_stdin(ref: str) -> str:

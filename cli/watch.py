@@ -7,6 +7,7 @@ from tbshare.cli import amount, show
 from tbshare.errors import Interrupted
 from tbshare.wire import report
 
+MOVED_LEAST_BYTES = 1_000_000  # below this a speed says how long the talking took, not how fast the lanes are
 BAR_COLUMNS = 20
 BAR_LEAST_TERMINAL = 90  # on a narrower one the numbers need the room
 SOURCES_SHOWN = 3
@@ -185,7 +186,8 @@ def closing_lines(ended: report.PushReport, rate_best: float) -> list[str]:
     """Return what a finished transfer came to.
 
     The time of sending to one node after another is reckoned from what was measured: all bytes moved, at the best
-    rate seen between two nodes (`rate_best`, bytes per second; 0 when unknown).
+    rate seen between two nodes (`rate_best`, bytes per second; 0 when unknown). Speed and reckoning are left out
+    where most was there already: they would tell of the disks, not of the network.
     """
     if ended.already:
         return [f"already there as {ended.ref}, nothing moved"]
@@ -196,13 +198,15 @@ def closing_lines(ended: report.PushReport, rate_best: float) -> list[str]:
     moved = sum(node.bytes_moved for node in done)
     reused = sum(node.bytes_reused for node in done)
     text = f"{what} to {amount.count(len(done), 'node')}"
-    if moved and ended.seconds_moving > 0:
+    if ended.seconds_moving > 0:
         text += f" in {amount.duration(ended.seconds_moving)}"
+    if moved >= MOVED_LEAST_BYTES and moved >= reused and ended.seconds_moving > 0:
         text += f" at {amount.rate(moved / len(done) / ended.seconds_moving)}" + (" each" if len(done) > 1 else "")
         best = max(ended.rate_best, rate_best)
         if len(done) > 1 and best > 0:
             text += f"; one after another: about {amount.duration(moved / best)}"
     lines = [text]
     if reused:
-        lines.append(f"saved by dedup: {amount.size(reused)} were there already, {amount.size(moved)} moved")
+        there = amount.size(reused / len(done)) + (" on each node" if len(done) > 1 else "")
+        lines.append(f"saved by dedup: {there} were there already, {amount.size(moved)} moved")
     return [f"{ended.ref}: {lines[0]}", *lines[1:]]

@@ -1,5 +1,6 @@
 """The cluster as the user sees it: nodes, status, pairing."""
 
+import contextlib
 import os
 import threading
 import time
@@ -171,6 +172,9 @@ class Cluster:
                 "a code is shown already, in another terminal", cure="use that code, or wait for it to end"
             )
         now = trio.current_time()
+        with contextlib.suppress(trio.WouldBlock):
+            while True:
+                self._attempts.receive_nowait()  # what came of an earlier code
         window = self._window = Window(new_code(), now)
         shown = await trio.to_thread.run_sync(self._announce)
         try:

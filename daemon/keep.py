@@ -16,6 +16,7 @@ from tbshare.daemon.service import Service
 from tbshare.errors import Interrupted, ObjectMissing, TbshareError
 from tbshare.store import care
 from tbshare.store.care import Damage
+from tbshare.volumes.entry import RefRemove
 from tbshare.volumes.fold import State
 from tbshare.wire.local import GcParams, VerifyParams
 from tbshare.wire.report import Checked, DiskUse, DuLine, GcReport, HeldLine, Problem, VerifyReport
@@ -64,8 +65,10 @@ class Keep:
         trees -= {tree for tree in service.evicted.trees if not service.log.leases.list(tree)}
         grace_ns = service.config.number("store.grace_days") * 86400 * 10**9
         waiting, held = 0, dict[bytes, int]()
+        removed_by = _removals(state)
         for removed in state.refs_removed:
-            behind = service.log.unacknowledged(removed.version.entries[-1])
+            removals = [hash_ for entry in removed.version.entries for hash_ in removed_by.get(entry, ())]
+            behind = {node for hash_ in removals for node in service.log.unacknowledged(hash_)}
             for node in behind:
                 held[node] = held.get(node, 0) + removed.version.size_bytes
             if behind or (not now and now_ns - removed.time_ns < grace_ns):
@@ -260,3 +263,14 @@ class Keep:
             keep_free_bytes=store.keep_free_bytes,
             lines=sorted(lines, key=lambda line: line.ref),
         )
+
+
+def _removals(state: State) -> dict[bytes, list[bytes]]:
+    """Return entry that published -> entries that took away what it published."""
+    found: dict[bytes, list[bytes]] = {}
+    for entry in state.entries:
+        for op in entry.ops:
+            if isinstance(op, RefRemove):
+                for published in op.seen:
+                    found.setdefault(published, []).append(entry.hash)
+    return found

@@ -278,7 +278,12 @@ class Refs:
             raise ObjectInUse(f"{text} is pinned on this node", cure=f"tbshare unpin {text}")
         if service.log.leases.list(version.tree):
             raise ObjectInUse(f"{text} is in use by a run on this node", cure="tbshare ps")
-        await self._give_up(state, version, text)
+        service.evicted.trees.add(version.tree)  # from here on nothing brings it back
+        try:
+            await self._give_up(state, version, text)
+        except BaseException:
+            service.evicted.discard(version.tree)
+            raise
         service.evicted.add(version.tree)
         job = service.replicator.jobs.get(version.tree)
         if job is not None:
@@ -295,7 +300,8 @@ class Refs:
         service, tree = self.service, version.tree
         if tree not in service.replicator.whole:
             return
-        await service.replicator.note_gone(tree)
+        with trio.CancelScope(shield=True):
+            await service.replicator.note_gone(tree)
         peers = [peer for peer in service.mesh.peers.values() if tree in peer.keeps]
         answered = [peer for peer in peers if await service.records.has_heard(peer)]
         if any(tree in peer.keeps and peer.node in state.members for peer in answered):

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import trio
 
 from tbshare.content.block import TreeId
-from tbshare.errors import DiskFull, TbshareError
+from tbshare.errors import DiskFull, FormatInvalid, TbshareError
 from tbshare.peers.fetch import TreeFetch
 from tbshare.peers.mesh import Mesh, Peer
 from tbshare.store.store import Store
@@ -16,6 +16,7 @@ from tbshare.wire.message import AnyMessage, Have, Progress
 
 _log = logging.getLogger("tbshare.daemon.replicate")
 RETRY_SECONDS_MIN, RETRY_SECONDS_MAX = 0.5, 30.0
+OTHERS_MAX = 20_000  # trees and nodes whose progress is remembered
 FETCHES_MAX = 3  # trees at once; each uses every lane there is
 
 
@@ -23,12 +24,13 @@ def wanted_here(state: State, me: bytes, accept: str, pinned: set[bytes]) -> dic
     """Return tree -> version of what this node should hold. Pure.
 
     A version pushed to named nodes is for those; one pushed to all is for every node that accepts all, except that
-    of a name only its newest version is. What is pinned here is wanted whatever else is said.
+    of a name only its newest version is, or the newest ones of a fork. What is pinned here is wanted whatever else
+    is said.
     """
     result: dict[bytes, RefVersion] = {}
     for versions in state.refs.values():
         for version in versions:
-            newest = version is versions[-1]
+            newest = version.number == versions[-1].number  # two, when both sides pushed while they were apart
             named = me in version.to
             offered = not version.to and accept == "all" and newest
             if named or offered or version.tree in pinned or version.author == me:
@@ -85,7 +87,8 @@ class Replicator:
 
     async def _on_progress(self, peer: Peer, message: AnyMessage) -> None:
         assert isinstance(message, Progress)
-        self.others[message.tree, peer.node] = message
+        if len(self.others) < OTHERS_MAX or (message.tree, peer.node) in self.others:
+            self.others[message.tree, peer.node] = message
         if message.state == "durable":
             peer.keeps.add(message.tree)
         self._tell()
@@ -188,7 +191,7 @@ class Replicator:
         try:
             async with self._slots:
                 await job.fetch.run()
-        except DiskFull as error:
+        except (DiskFull, FormatInvalid) as error:  # it will not be otherwise in a moment
             _log.warning("%s@%s is not taken in: %s", job.version.name, job.version.rev, error)
             job.failures = max(job.failures, 5)
             return False

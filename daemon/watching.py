@@ -14,7 +14,7 @@ from tbshare.wire.report import AnyEvent, NodeProgress, Nodes, PushReport, Sourc
 
 WATCH_SECONDS = 0.25  # at least so often; and at every change, but not more often than LOOK_SECONDS
 LOOK_SECONDS = 0.05
-AWAY_SECONDS = 5.0  # a target that is not connected for this long is left pending
+AWAY_SECONDS = 5.0  # a target that was not connected for this long, or never since the start, is left pending
 FINAL = {"durable", "failed", "declined", "away"}
 
 
@@ -40,7 +40,6 @@ class Watcher:
     def __init__(self, service: Service, version: RefVersion, only: bytes = b"") -> None:
         """Take the one node that counts in `only`; else all targets but this node count."""
         self.service, self.version, self.only = service, version, only
-        self._missing_since: dict[bytes, float] = {}
         others = service.replicator.others
         # What these have was there before: what an earlier transfer moved is not this one's.
         self._whole_before = {peer.node for peer in service.mesh.peers.values() if version.tree in peer.keeps}
@@ -130,10 +129,10 @@ class Watcher:
         service, tree, total = self.service, self.version.tree, self.version.size_bytes
         peer = service.mesh.peers.get(node)
         if peer is None:
-            since = self._missing_since.setdefault(node, time.monotonic())
-            away = time.monotonic() - since > AWAY_SECONDS or node not in service.mesh.seen
-            return NodeProgress(name, node.hex(), "away" if away else "waiting", total, reason="not connected")
-        self._missing_since.pop(node, None)
+            seen = service.mesh.seen.get(node)
+            gone = time.time() - service.started_at if seen is None else trio.current_time() - seen
+            state = "away" if gone > AWAY_SECONDS else "waiting"
+            return NodeProgress(name, node.hex(), state, total, reason="not connected")
         said = service.replicator.others.get((tree, node))
         if tree in peer.keeps:
             return self._whole(node, name, said)

@@ -254,21 +254,9 @@ class Client:
         data = _encoder.encode(request)
         if len(data) > ENVELOPE_BYTES_MAX:
             raise errors.UsageError(f"what {method} is asked for is too long: {len(data)} bytes")
-        parts = bytearray()
         try:
             self._connection.sendall(seal(data))
-            while True:
-                answer = self._receive()
-                if answer.id not in (identifier, 0):
-                    continue  # of a call that ended with an exception of on_event
-                if answer.error is not None:
-                    raise _raised(answer.error)
-                if answer.part:
-                    parts += answer.part
-                elif answer.event is None:
-                    return msgspec.msgpack.decode(answer.result or parts, type=kind)
-                elif on_event is not None:
-                    on_event(answer.event)
+            return msgspec.msgpack.decode(self._result(identifier, on_event), type=kind)
         except ConnectionError as error:
             raise DaemonUnreachable(
                 f"the daemon ended while it was asked for {method}", cure=_up(self.home)
@@ -281,6 +269,22 @@ class Client:
             raise DaemonUnreachable(
                 f"the daemon's answer to {method} cannot be read: {error}", cure="tbshare restart"
             ) from error
+
+    def _result(self, identifier: int, on_event: OnEvent | None) -> bytes:
+        """Return the encoded result of a call; its events go to `on_event` on the way, its error is raised."""
+        parts = bytearray()
+        while True:
+            answer = self._receive()
+            if answer.id not in (identifier, 0):
+                continue  # of a call that ended with an exception of on_event
+            if answer.error is not None:
+                raise _raised(answer.error)
+            if answer.part:
+                parts += answer.part
+            elif answer.event is None:
+                return bytes(answer.result or parts)
+            elif on_event is not None:
+                on_event(answer.event)
 
     def _receive(self) -> local.Answer:
         """Return the next answer; ConnectionResetError when there is none any more."""

@@ -5,6 +5,7 @@ Format (github.com/huggingface/safetensors, "Format"): 8 bytes little-endian N; 
 optional `"__metadata__"`; then the data. Gaps between tensors are accepted, as MLX accepts them.
 """
 
+import json
 from typing import Annotated
 
 import msgspec
@@ -57,12 +58,24 @@ def parse(prefix: bytes, file_size: int) -> Header:
     data_start = header_length(prefix[:LENGTH_BYTES], file_size)
     if len(prefix) < data_start:
         raise HeaderShort(data_start)
+    text = prefix[LENGTH_BYTES:data_start]
     try:
-        named = _names.decode(prefix[LENGTH_BYTES:data_start])
+        named = _names.decode(text)
+        names = named.keys() - {"__metadata__"}
+        # Cheap and enough for every usual file: as many ranges as names, and nothing written in escapes.
+        if text.count(b'"data_offsets"') != len(names) or b"\\" in text:
+            json.loads(text, object_pairs_hook=_each_once)
     except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise HeaderInvalid(f"its header is not a JSON object: {error}") from error
     tensors = [_tensor(name, raw, data_start) for name, raw in named.items() if name != "__metadata__"]
     return checked("safetensors", data_start, tensors, file_size)
+
+
+def _each_once(pairs: list[tuple[str, object]]) -> None:
+    """Refuse a name that stands twice: which of them counts would differ from reader to reader."""
+    names = [name for name, _ in pairs]
+    if len(set(names)) != len(names):
+        raise HeaderInvalid("its header has a name twice")
 
 
 def _tensor(name: str, raw: msgspec.Raw, data_start: int) -> Tensor:

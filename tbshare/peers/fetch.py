@@ -21,7 +21,15 @@ import trio
 from tbshare.content import bits
 from tbshare.content.bits import Bits
 from tbshare.content.block import BlockId, ObjectId, TreeId
-from tbshare.errors import BlockCorrupt, DiskFull, ObjectInUse, ObjectMissing, TbshareError, innermost
+from tbshare.errors import (
+    BlockCorrupt,
+    DiskFull,
+    FormatInvalid,
+    ObjectInUse,
+    ObjectMissing,
+    TbshareError,
+    innermost,
+)
 from tbshare.peers.lanes import Lanes, PeerLanes
 from tbshare.peers.mesh import Mesh, Peer
 from tbshare.peers.plan import PeerView, Request, plan, steals, window
@@ -84,7 +92,6 @@ class TreeFetch:
         self._copies: dict[int, list[int]] = {}  # unit -> later units with the same block
         self._in_flight: dict[int, bytes] = {}
         self._holders: dict[bytes, _Holder] = {}
-        self._early: list[tuple[Peer, Have]] = []
         self._new: list[int] = []  # units to announce
         self._to_copy: list[tuple[int, int]] = []  # (from unit, to unit)
         self._unsynced_bytes = 0
@@ -99,9 +106,8 @@ class TreeFetch:
     # from outside ----------------------------------------------------------------------------------------------
 
     def on_have(self, peer: Peer, message: Have) -> None:
-        """Take in what a peer says it holds."""
+        """Take in what a peer says it holds. What comes before the units are known is said again on `Want`."""
         if not self._begun:
-            self._early.append((peer, message))
             return
         holder = self._holders.setdefault(peer.node, _Holder(peer))
         if holder.peer is not peer:
@@ -188,15 +194,18 @@ class TreeFetch:
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._report)
-                await self._records.tree(TreeId(self.tree))
+                await self._records.tree(TreeId(self.tree), self.volume)
                 while not await self._pass():  # noqa: ASYNC110 - rare; the other fetch has no event for it
                     await trio.sleep(FOREIGN_SECONDS)
                 nursery.cancel_scope.cancel()
             await self._provider.announce(self.tree, [], whole=True)
             self.state = "durable"
-        except* TbshareError as group:
+        except* (TbshareError, OSError) as group:
             error = innermost(group)
-            self.state, self.reason = "failed", str(error)
+            if isinstance(error, OSError):
+                error = TbshareError(f"the disk of this node: {error.strerror or error}", cure="tbshare status")
+            self.state = "declined" if isinstance(error, FormatInvalid) else "failed"
+            self.reason = str(error)
             raise error from None
         finally:
             with trio.CancelScope(shield=True):
@@ -243,14 +252,11 @@ class TreeFetch:
 
     async def _begin(self) -> None:
         """Open the arriving objects, number the units, and ask the peers what they hold."""
-        self._begun = False  # what peers say now waits until the units have their numbers
+        self._begun = False  # the units get new numbers
         for holder in self._holders.values():
             holder.holds, holder.told = 0, False
         await trio.to_thread.run_sync(self._open)
         self._begun = True
-        early, self._early = self._early, []
-        for peer, message in early:
-            self.on_have(peer, message)
         for peer in list(self._mesh.peers.values()):
             await peer.send(Want(self.tree, self.volume))
 

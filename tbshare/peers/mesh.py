@@ -38,7 +38,9 @@ _log = logging.getLogger("tbshare.peers.mesh")
 REDIAL_SECONDS_MIN, REDIAL_SECONDS_MAX = 0.25, 5.0
 STAGGER_SECONDS = 0.15  # between dialling one address of a peer and the next
 ENTRIES_MESSAGE_BYTES = limits.ENVELOPE_BYTES_MAX // 2
-ADDRESSES_MAX = 32
+ADDRESSES_MAX, ADDRESS_LETTERS_MAX = 32, 300
+NODES_MAX = 256  # whose addresses are remembered
+KEEPS_MAX = 200_000  # trees one peer may say it holds
 
 Handler = Callable[["Peer", AnyMessage], Awaitable[None]]
 
@@ -52,6 +54,7 @@ class Peer:
     session: ControlSession
     dialled: bool  # by us
     keeps: set[bytes] = field(default_factory=set[bytes])  # trees it holds whole
+    asked_again: bool = False  # for what lies before entries that could not be taken, and nothing came of it yet
 
     async def send(self, message: AnyMessage) -> None:
         """Send a message; nothing happens when the session is over, whoever waits for an answer is told so."""
@@ -132,9 +135,11 @@ class Mesh:
     async def grown(self, entries: Iterable[Entry], *, but: Peer | None = None) -> None:
         """Tell everybody of new entries, whoever wrote them, and ourselves of the new state."""
         encoded = [entry.encoded for entry in entries]
+        heads = await trio.to_thread.run_sync(self.log.vector)
         for peer in list(self.peers.values()):
             if peer is not but:
                 await peer.send(Entries(encoded))
+            await peer.send(Acknowledged(heads))  # to all: each must know when the last one has seen a removal
         await self._tell_state()
 
     async def _tell_state(self) -> None:
@@ -160,10 +165,12 @@ class Mesh:
         for reason in received.rejected:
             _log.info("an entry from %s was not taken: %s", peer.hello.name, reason)
         if received.accepted:
+            peer.asked_again = False
             await self.grown(received.accepted, but=peer)
-            heads = await trio.to_thread.run_sync(self.log.vector)
-            await peer.send(Acknowledged(heads))
-        if received.rejected:  # perhaps something before these is missing: say what we have
+        if (
+            received.rejected and not peer.asked_again
+        ):  # perhaps something before these is missing: say what we have
+            peer.asked_again = True
             await peer.send(Vector(await trio.to_thread.run_sync(self.log.summary)))
 
     async def _on_acknowledged(self, peer: Peer, message: Acknowledged) -> None:
@@ -313,6 +320,8 @@ class Mesh:
     def learn(self, node: bytes, addresses: Iterable[str]) -> None:
         """Remember where a node can be dialled, the surest first."""
         merged = list(dict.fromkeys([*addresses, *self.addresses.get(node, [])]))[:ADDRESSES_MAX]
+        if len(self.addresses) >= NODES_MAX and node not in self.addresses:
+            return
         if merged != self.addresses.get(node) and node != self.identity.node:
             self.addresses[node] = merged
             self.addresses_changed()
@@ -327,12 +336,14 @@ class Mesh:
             case Acknowledged():
                 await self._on_acknowledged(peer, message)
             case Introduce():
-                for known in message.nodes[: limits.RECORDS_PER_REQUEST]:
+                for known in message.nodes[:NODES_MAX]:
                     merged = [*self.addresses.get(known.node, []), *known.addresses]
-                    self.learn(known.node, merged)
+                    self.learn(known.node, [text for text in merged if len(text) <= ADDRESS_LETTERS_MAX])
             case Keeps():
                 peer.keeps |= set(message.trees)
                 peer.keeps -= set(message.gone)
+                if len(peer.keeps) > KEEPS_MAX:
+                    raise PeerError(f"{peer.hello.name} says it keeps more than {KEEPS_MAX} trees")
             case _:
                 handler = self._handlers.get(type(message))
                 if handler is None:

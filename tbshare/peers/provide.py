@@ -20,7 +20,7 @@ from tbshare.errors import BlockCorrupt, ObjectMissing, PeerError
 from tbshare.peers.mesh import Mesh, Peer
 from tbshare.store.pack import Kind
 from tbshare.store.store import Store
-from tbshare.transport.lane_send import SendLane
+from tbshare.transport.lane_send import QUEUE_ITEMS_MAX, SendLane
 from tbshare.transport.link import Item
 from tbshare.transport.rate import RateLimit
 from tbshare.wire import lane as lane_wire
@@ -264,12 +264,24 @@ class Provider:
             else:
                 items.append(Item(wanted.request, place.descriptor, place.offset, place.length, place.release))
                 self.bytes_served += place.length
-        if lane.end is not None:
-            lane.end.submit(items)
-        else:
-            lane.queued += items
+        self._queue(lane, items)
         if refused:
             await peer.send(Refused(message.lane, refused, "not here"))
+
+    @staticmethod
+    def _queue(lane: _Lane, items: list[Item]) -> None:
+        """Hand blocks to a lane; PeerError, and their files are let go, when more is asked for than it takes."""
+        try:
+            if lane.end is not None:
+                lane.end.submit(items)
+                return
+            if len(lane.queued) + len(items) > QUEUE_ITEMS_MAX:
+                raise PeerError("too many blocks asked for on a lane that was not dialled")
+            lane.queued += items
+        except PeerError:
+            for item in items:
+                item.release()
+            raise
 
     async def _objects_of(self, peer: Peer, tree: bytes) -> frozenset[bytes]:
         """Return the objects of a tree that the peer may have; none when it may not."""

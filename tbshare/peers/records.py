@@ -1,47 +1,71 @@
 """Fetching manifests and trees by id, over control. What comes is believed only when its id fits."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 
 import trio
 
 from tbshare.content import manifest, tree
-from tbshare.content.block import ObjectId, TreeId
+from tbshare.content.block import ObjectId, TreeId, named_hash
 from tbshare.content.manifest import Manifest
+from tbshare.content.ref import MODELS
 from tbshare.content.tree import Kind as EntryKind
 from tbshare.content.tree import Tree
-from tbshare.errors import FormatInvalid, ObjectMissing, PeerError
+from tbshare.errors import FormatInvalid, InputRefused, ObjectMissing, PeerError, TbshareError
 from tbshare.peers.mesh import Mesh, Peer
 from tbshare.store.pack import Kind
+from tbshare.store.source import check_model_name, shown
 from tbshare.store.store import Store
 from tbshare.wire import limits
 from tbshare.wire.message import AnyMessage, Records, RecordsWanted
 
-ANSWER_SECONDS = 10.0  # without any part of an answer
+ANSWER_SECONDS = 10.0  # without a record, or ANSWER_BYTES of one
+ANSWER_BYTES = 256 * 1024
 _BATCH = 64
+
+Keep = Callable[[bytes, bytes], bool]  # (id, record) -> whether it is the one of this id
 
 
 class _Question:
-    """One RecordsWanted under way."""
+    """One RecordsWanted under way. Holds one unfinished record at most: providers send one after another."""
 
-    def __init__(self, peer: Peer) -> None:
-        self.peer = peer
-        self.parts: dict[bytes, bytearray] = {}
-        self.totals: dict[bytes, int] = {}
-        self.progress = trio.Event()
-        self.done = False
+    def __init__(self, peer: Peer, asked: set[bytes], keep: Keep) -> None:
+        self.peer, self.asked, self.keep = peer, asked, keep
+        self.kept: set[bytes] = set()
+        self.bytes = 0
+        self.error: TbshareError | OSError | None = None
+        self.done = trio.Event()
+        self._id, self._total, self._data = b"", 0, bytearray()
 
-    def take(self, message: Records, asked: set[bytes]) -> None:
-        """Add what came; PeerError when it was not asked for or does not fit together."""
+    async def take(self, message: Records) -> None:
+        """Add what came and keep what is whole; PeerError when it was not asked for or does not fit together."""
         for part in message.parts:
-            have = self.parts.setdefault(part.id, bytearray())
-            total = self.totals.setdefault(part.id, part.total)
-            if part.id not in asked or part.total != total or part.offset != len(have) or not part.data:
-                raise PeerError("a record came in parts that do not fit together")
-            if total > limits.RECORD_BYTES_MAX or len(have) + len(part.data) > total:
-                raise PeerError("a record is larger than it may be")
-            have += part.data
-        self.done = self.done or message.done
-        self.progress.set()
+            if not self._data:
+                self._id, self._total = part.id, part.total
+                self.asked.remove(part.id) if part.id in self.asked else self._misfit()
+            end = part.offset + len(part.data)
+            fits = part.id == self._id and part.total == self._total and part.offset == len(self._data)
+            if not fits or not part.data or end > self._total or self._total > limits.RECORD_BYTES_MAX:
+                self._misfit()
+            self._data += part.data
+            self.bytes += len(part.data)
+            if end == self._total:
+                record, self._data = bytes(self._data), bytearray()
+                await self._keep(record)
+        if message.done:
+            self.done.set()
+
+    async def _keep(self, record: bytes) -> None:
+        try:
+            if await trio.to_thread.run_sync(self.keep, self._id, record):
+                self.kept.add(self._id)
+        except (TbshareError, OSError) as error:  # ours, not the peer's session's: whoever asked raises it
+            self.error = self.error or error
+            self.done.set()
+
+    @staticmethod
+    def _misfit() -> None:
+        raise PeerError("a record came that was not asked for, or in parts that do not fit together")
 
 
 class RecordFetcher:
@@ -50,84 +74,105 @@ class RecordFetcher:
     def __init__(self, store: Store, mesh: Mesh) -> None:
         self.store = store
         self.mesh = mesh
-        self._questions: dict[int, tuple[_Question, set[bytes]]] = {}
+        self._questions: dict[int, _Question] = {}
         self._number = 0
         mesh.on(Records, self._on_records)
         mesh.on_left(self._on_left)
 
     async def _on_records(self, peer: Peer, message: AnyMessage) -> None:
         assert isinstance(message, Records)
-        known = self._questions.get(message.request)
-        if known is not None and known[0].peer is peer:
-            known[0].take(message, known[1])
+        question = self._questions.get(message.request)
+        if question is not None and question.peer is peer:
+            await question.take(message)
 
     async def _on_left(self, peer: Peer) -> None:
-        for question, _ in self._questions.values():
+        for question in self._questions.values():
             if question.peer is peer:
-                question.done = True
-                question.progress.set()
+                question.done.set()
 
-    async def tree(self, tree_id: TreeId) -> None:
+    async def tree(self, tree_id: TreeId, volume: str) -> None:
         """Bring a tree, all trees below it and the manifests of its objects into the store.
 
-        ObjectMissing when no connected peer has them all; FormatInvalid when they are not what a tree may be.
+        ObjectMissing when no connected peer has them all. FormatInvalid when they are not what a tree may be; the
+        listings that came for it are forgotten then, so that nobody walks through them.
         """
-        trees: list[bytes] = [tree_id]
-        seen: set[bytes] = set(trees)
-        objects: dict[bytes, int] = {}
-        while trees:
-            found = await self._ensure(trees, Kind.TREE)
-            trees = []
-            for listing in found:
-                for entry in listing.entries:
-                    if entry.kind == EntryKind.TREE and entry.target not in seen:
-                        seen.add(entry.target)
-                        trees.append(entry.target)
-                    elif entry.kind == EntryKind.FILE:
-                        objects[entry.target] = entry.size
-            if len(seen) > tree.ENTRIES_MAX or len(objects) > tree.ENTRIES_MAX:
-                raise FormatInvalid(f"a tree of more than {tree.ENTRIES_MAX} files")
-        await self._ensure(list(objects), Kind.MANIFEST, objects)
+        came: set[bytes] = set()
+        try:
+            objects = await self._listings(tree_id, volume, came)
+        except FormatInvalid:
+            await trio.to_thread.run_sync(self._forget, came)
+            raise
+        await self._ensure(list(objects), partial(self._keep_manifest, objects), Kind.MANIFEST)
         await trio.to_thread.run_sync(self.store.sync_records)
 
-    async def _ensure(self, ids: list[bytes], kind: Kind, sizes: dict[bytes, int] | None = None) -> list[Tree]:
-        """Have these records in the store; return the trees among them."""
-        trees: list[Tree] = []
+    async def _listings(self, tree_id: TreeId, volume: str, came: set[bytes]) -> dict[bytes, int]:
+        """Fetch and check listings level by level; return the objects and their sizes, `came` what was fetched.
+
+        Each place where a directory stands counts: a listing that names one other twice, and so on down, would
+        be a walk without end.
+        """
+        level: list[_Place] = [((), tree_id, None)]
+        objects: dict[bytes, int] = {}
+        count = 0
+        while level:
+            ids = list(dict.fromkeys(place[1] for place in level))
+            came |= await self._ensure(ids, self._keep_tree, Kind.TREE)
+            listings = await trio.to_thread.run_sync(self._read, ids)
+            below: list[_Place] = []
+            for path, listing_id, size in level:
+                listing = listings[listing_id]
+                count += 1 + len(listing.entries)
+                if count > tree.ENTRIES_MAX or len(path) > tree.DEPTH_MAX:
+                    raise FormatInvalid(f"more than {tree.ENTRIES_MAX} names, or directories {len(path)} deep")
+                if size is not None and size != listing.size:
+                    raise FormatInvalid(f"the size of {shown(path)} is not that of what is in it")
+                below += _checked(path, listing, volume, objects)
+            level = below
+        return objects
+
+    def _read(self, ids: list[bytes]) -> dict[bytes, Tree]:
+        listings = {listing_id: self.store.tree(TreeId(listing_id)) for listing_id in ids}
+        return {listing_id: listing for listing_id, listing in listings.items() if listing is not None}
+
+    def _forget(self, ids: set[bytes]) -> None:
+        for record_id in ids:
+            self.store.index.remove_record(Kind.TREE, record_id)
+
+    async def _ensure(self, ids: list[bytes], keep: Keep, kind: Kind) -> set[bytes]:
+        """Have these records in the store; return those that were fetched for it."""
+        came: set[bytes] = set()
         for start in range(0, len(ids), _BATCH):
-            batch = ids[start : start + _BATCH]
-            missing = await trio.to_thread.run_sync(self._missing, batch, kind)
+            missing = await trio.to_thread.run_sync(self._missing, ids[start : start + _BATCH], kind)
             for peer in self._candidates():
                 if not missing:
                     break
-                for record_id, data in (await self._ask(peer, missing)).items():
-                    if await trio.to_thread.run_sync(self._keep, kind, record_id, data, sizes):
-                        missing.discard(record_id)
+                kept = await self._ask(peer, missing, keep)
+                missing -= kept
+                came |= kept
             if missing:
                 raise ObjectMissing(
                     f"{len(missing)} records of it are on no node that is connected", cure="tbshare node ls"
                 )
-            if kind == Kind.TREE:
-                for tree_id in batch:
-                    listing = await trio.to_thread.run_sync(self.store.tree, TreeId(tree_id))
-                    assert listing is not None
-                    trees.append(listing)
-        return trees
+        return came
 
     def _missing(self, ids: Iterable[bytes], kind: Kind) -> set[bytes]:
         return {record_id for record_id in ids if self.store.record(kind, record_id) is None}
 
-    def _keep(self, kind: Kind, record_id: bytes, data: bytes, sizes: dict[bytes, int] | None) -> bool:
-        """Check a record and keep it; False when it is not the one of this id."""
-        if kind == Kind.TREE:
-            if tree.decode(data).id != record_id:
-                return False
-        else:
-            found = manifest.decode(data)
-            if found.id != record_id:
-                return False
-            if sizes is not None and sizes[record_id] != found.size:
-                raise FormatInvalid("a directory listing gives a file another size than its manifest")
-        self.store.add_record(kind, record_id, data)
+    def _keep_tree(self, record_id: bytes, data: bytes) -> bool:
+        """Keep a listing; False when it is not the one of this id, FormatInvalid when that one is no listing."""
+        if named_hash(tree.TREE_CONTEXT, [data]) != record_id:
+            return False
+        tree.decode(data)
+        self.store.add_record(Kind.TREE, record_id, data)
+        return True
+
+    def _keep_manifest(self, sizes: dict[bytes, int], record_id: bytes, data: bytes) -> bool:
+        """Keep a manifest, as `_keep_tree`; `sizes` are what the listings say."""
+        if named_hash(manifest.OBJECT_CONTEXT, [data]) != record_id:
+            return False
+        if manifest.decode(data).size != sizes[record_id]:
+            raise FormatInvalid("a directory listing gives a file another size than its manifest")
+        self.store.add_record(Kind.MANIFEST, record_id, data)
         return True
 
     def manifests(self, objects: Iterable[ObjectId]) -> list[Manifest]:
@@ -142,22 +187,55 @@ class RecordFetcher:
     def _candidates(self) -> list[Peer]:
         return sorted(self.mesh.peers.values(), key=lambda peer: -len(peer.keeps))
 
-    async def _ask(self, peer: Peer, ids: set[bytes]) -> dict[bytes, bytes]:
+    async def has_heard(self, peer: Peer) -> bool:
+        """Wait until a peer has handled what it was sent so far, and its words before that are here."""
+        return (await self._answer(peer, set(), lambda _id, _record: False)).done.is_set() and (
+            self.mesh.peers.get(peer.node) is peer
+        )
+
+    async def _ask(self, peer: Peer, ids: set[bytes], keep: Keep) -> set[bytes]:
+        """Ask a peer for records; return those that it gave and that were kept."""
+        question = await self._answer(peer, ids, keep)
+        if question.error is not None:
+            raise question.error
+        return question.kept
+
+    async def _answer(self, peer: Peer, ids: set[bytes], keep: Keep) -> _Question:
         self._number += 1
-        number, question = self._number, _Question(peer)
-        self._questions[number] = (question, set(ids))
+        number, question = self._number, _Question(peer, set(ids), keep)
+        self._questions[number] = question
         try:
             await peer.send(RecordsWanted(number, list(ids)))
-            while not question.done:
-                with trio.move_on_after(ANSWER_SECONDS) as scope:
-                    await question.progress.wait()
-                    question.progress = trio.Event()
-                if scope.cancelled_caught:
-                    break
+            before = (-1, -1)
+            while not question.done.is_set():
+                now = (len(question.kept), question.bytes // ANSWER_BYTES)
+                if now == before:
+                    break  # nothing, or a trickle: another peer may be quicker
+                before = now
+                with trio.move_on_after(ANSWER_SECONDS):
+                    await question.done.wait()
         finally:
             del self._questions[number]
-        return {
-            record_id: bytes(data)
-            for record_id, data in question.parts.items()
-            if len(data) == question.totals[record_id]
-        }
+        return question
+
+
+_Place = tuple[tuple[bytes, ...], bytes, int | None]  # path, listing, and the size its entry gives
+
+
+def _checked(path: tuple[bytes, ...], listing: Tree, volume: str, objects: dict[bytes, int]) -> list[_Place]:
+    """Check a listing that stands at `path`, add its objects, and return the directories in it."""
+    below: list[_Place] = []
+    for entry in listing.entries:
+        inner = (*path, entry.name)
+        if volume == MODELS:
+            try:
+                check_model_name(inner)
+            except InputRefused as error:
+                raise FormatInvalid(str(error)) from error
+            if entry.kind == EntryKind.LINK and tree.leaves_tree(inner, entry.target):
+                raise FormatInvalid(f"{shown(inner)} is a link that leaves what was pushed")
+        if entry.kind == EntryKind.TREE:
+            below.append((inner, entry.target, entry.size))
+        elif entry.kind == EntryKind.FILE and objects.setdefault(entry.target, entry.size) != entry.size:
+            raise FormatInvalid(f"{shown(inner)} has another size elsewhere")
+    return below

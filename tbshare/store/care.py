@@ -13,7 +13,7 @@ from tbshare.errors import BlockCorrupt, FormatInvalid, ObjectMissing
 from tbshare.store import disk
 from tbshare.store.arriving import Arriving
 from tbshare.store.index import Row
-from tbshare.store.pack import Kind
+from tbshare.store.pack import Kind, Place
 from tbshare.store.store import Store
 
 COMPACT_SHARE = 0.5  # of a pack must be dead before its living records are written anew
@@ -169,12 +169,14 @@ def compact(store: Store) -> None:
         size = store.packs.path(number).stat().st_size
         if size == 0 or living.get(number, 0) > size * (1 - COMPACT_SHARE):
             continue
+        inside = [record for record in records if record[2].pack == number]
+        if not all(_sound(store, record) for record in inside):
+            continue  # a pack with a rotten record stays until verify has found it
         if number == store.packs.last:
             store.packs.begin_new()
         moved = [
             (kind, record_id, place, store.packs.append(kind, record_id, store.packs.read(kind, record_id, place)))
-            for kind, record_id, place in records
-            if place.pack == number
+            for kind, record_id, place in inside
         ]
         store.sync_records()
         with store.index.transaction():  # not before: rows of a pack that the power took are dropped
@@ -185,6 +187,14 @@ def compact(store: Store) -> None:
             store.index.forget_pack(number)
             store.forget_path(store.packs.path(number))
             store.packs.remove(number)
+
+
+def _sound(store: Store, record: tuple[Kind, bytes, Place]) -> bool:
+    try:
+        store.packs.read(*record)
+    except BlockCorrupt:
+        return False
+    return True
 
 
 def disk_bytes(store: Store) -> DiskBytes:

@@ -62,6 +62,17 @@ def write_durably(final: Path, data: bytes, *, temporary: Path, mode: int = 0o60
     publish(temporary, final)
 
 
+def write_new(path: Path, data: bytes, mode: int) -> None:
+    """Create a file, its bytes synced; its name is durable when its directory is synced."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        write_all(descriptor, data, 0)
+        os.fchmod(descriptor, mode)
+        sync_file(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def make_directory(path: Path) -> None:
     """Create a directory if it is not there, and those above it, durably, private to the user."""
     if not path.is_dir():

@@ -86,12 +86,13 @@ def open_home(root: Path, *, expected_id: str = "") -> tuple[Home, str, int]:
 def _read_format(home: Home) -> str:
     lines = home.format.read_text(errors="replace").splitlines()
     fields = dict(line.split(" ", 1) for line in lines[1:] if " " in line)
-    if not lines or lines[0] != _TITLE or not fields.get("level", "").isdigit() or "id" not in fields:
+    text = fields.get("level", "")
+    if not lines or lines[0] != _TITLE or not text.isdecimal() or len(text) > 9 or "id" not in fields:
         raise StoreUnusable(
             f"{home.format} does not describe a store of tbshare",
             cure="choose another directory: tbshare up --home DIR",
         )
-    level = int(fields["level"])
+    level = int(text)
     if level > LEVEL:
         raise StoreUnusable(
             f"the store at {home.root} has format {level}; this version of tbshare reads up to {LEVEL}",

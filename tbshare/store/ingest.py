@@ -115,10 +115,7 @@ class Ingest:
             before = os.fstat(descriptor)
             if not stat.S_ISREG(before.st_mode):
                 raise SourceChanged(f"{shown(file.path)} is no longer a file", cure="push again")
-            taken = self._take(file, descriptor, before.st_size)
-            if taken.how not in ("cloned", "adopted") and _marks(os.fstat(descriptor)) != _marks(before):
-                raise SourceChanged(f"{shown(file.path)} changed while it was read", cure="push again")
-            return taken
+            return self._take(file, descriptor, before)
         except OSError as error:
             if error.errno in (errno.EIO, errno.ESTALE):
                 raise InputRefused(f"{shown(file.path)} cannot be read: {error.strerror}") from error
@@ -126,10 +123,11 @@ class Ingest:
         finally:
             os.close(descriptor)
 
-    def _take(self, file: SourceFile, descriptor: int, size: int) -> Ingested:
+    def _take(self, file: SourceFile, descriptor: int, before: os.stat_result) -> Ingested:
+        size = before.st_size
         header, warning = _header(file, descriptor, size)
         if size <= SMALL_BYTES:
-            return self._small(file, descriptor, size, header, warning)
+            return self._small(file, descriptor, before, header, warning)
         if self.move:
             adopt.check(self.store, file, descriptor)
             found = self._hash(file, descriptor, -1, size, header)
@@ -139,23 +137,21 @@ class Ingest:
         temporary = self.store.home.temporary("ingest")
         chosen = layout.choose(header)
         clone = disk.clone_file(descriptor, temporary) if not chosen.shift else None
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        target = os.open(temporary, flags, 0o600) if clone is None else clone
         try:
             if clone is not None:
                 size = os.fstat(clone).st_size
                 header, warning = _header(file, clone, size)
                 found = self._hash(file, clone, -1, size, header)
-                how, target = "cloned", clone
             else:
-                target = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
                 disk.reserve(target, size + chosen.shift)
                 found = self._hash(file, descriptor, target, size, header)
-                how = "copied"
-            try:
-                self._seal(found, target, temporary, chosen.shift if how == "copied" else 0)
-            finally:
-                os.close(target)
-            return Ingested(found.id, found, how, warning)
+                _refuse_changed(file, descriptor, before)
+            self._seal(found, target, temporary, chosen.shift if clone is None else 0)
+            return Ingested(found.id, found, "copied" if clone is None else "cloned", warning)
         finally:
+            os.close(target)
             with contextlib.suppress(FileNotFoundError):
                 temporary.unlink()
 
@@ -172,11 +168,13 @@ class Ingest:
         self.store.adopt_file(found, temporary, "shifted" if shift else "exact")
 
     def _small(
-        self, file: SourceFile, descriptor: int, size: int, header: Header | None, warning: str
+        self, file: SourceFile, descriptor: int, before: os.stat_result, header: Header | None, warning: str
     ) -> Ingested:
+        size = before.st_size
         data = os.pread(descriptor, size + 1, 0)
         if len(data) != size:
             raise SourceChanged(f"{shown(file.path)} changed while it was read", cure="push again")
+        _refuse_changed(file, descriptor, before)
         position, blocks = 0, list[bytes]()
         for length in _lengths(size, header):
             blocks.append(block_id(data[position : position + length]))
@@ -265,8 +263,12 @@ def _lengths(size: int, header: Header | None) -> list[int]:
     return cut_lengths(rule_for(header), size, header.data_start, header.tensors)
 
 
-def _marks(status: os.stat_result) -> tuple[int, int, int]:
-    return status.st_size, status.st_mtime_ns, status.st_ctime_ns
+def _refuse_changed(file: SourceFile, descriptor: int, before: os.stat_result) -> None:
+    """SourceChanged when a file was written to since `before`; asked before its copy becomes an object."""
+    now = os.fstat(descriptor)
+    marks = [(status.st_size, status.st_mtime_ns, status.st_ctime_ns) for status in (before, now)]
+    if marks[0] != marks[1]:
+        raise SourceChanged(f"{shown(file.path)} changed while it was read", cure="push again")
 
 
 def read_header(file: SourceFile) -> tuple[Header | None, str]:

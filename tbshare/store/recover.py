@@ -181,8 +181,8 @@ def _partial_objects(store: Recovering) -> None:
         index.put_object(found, whole=False, place=choose(found.header).name)
         index.set_present(object_id, _hash_again(store, found))
     for row in rows.values():
-        if row.place != "packed" and not store.home.partial(row.id).exists():
-            index.set_present(row.id, 0)
+        if not store.home.partial(row.id).exists():  # small ones had only ever been in memory
+            index.remove_object(row.id)
 
 
 def _hash_again(store: Recovering, found: Manifest) -> bits.Bits:

@@ -22,7 +22,7 @@ from tbshare.content.safetensors import padded
 from tbshare.content.tree import Entry, Tree
 from tbshare.content.tree import Kind as EntryKind
 from tbshare.content.tree import decode as decode_tree
-from tbshare.errors import BlockCorrupt, DiskFull, ObjectInUse, ObjectMissing
+from tbshare.errors import BlockCorrupt, DiskFull, ObjectInUse, ObjectMissing, StoreUnusable
 from tbshare.store import disk
 from tbshare.store.arriving import SMALL_BYTES, Arriving
 from tbshare.store.home import open_home, sweep_temporary
@@ -208,15 +208,17 @@ class Store:
         path = Path(row.adopted) if row.adopted else self.home.object(row.id, row.place)
         if row.place == "exact":
             return [Extent(0, row.size, path, 0)]
+        body = self._body(row)
+        place = self._place(Kind.HEADER, row.id)
+        return [Extent(0, body.start, self.packs.path(place.pack), place.offset), body]
+
+    def _body(self, row: Row) -> Extent:
+        """Return where all but the header of a shifted object lies."""
         found = self.manifest(row.id)
         assert found is not None
         assert found.header is not None
         start = found.header.data_start
-        place = self._place(Kind.HEADER, row.id)
-        return [
-            Extent(0, start, self.packs.path(place.pack), place.offset),
-            Extent(start, row.size, path, start + -start % PAGE_BYTES),
-        ]
+        return Extent(start, row.size, self.home.object(row.id, row.place), start + -start % PAGE_BYTES)
 
     def _place(self, kind: Kind, object_id: ObjectId) -> Place:
         place = self.index.record(kind, object_id)
@@ -241,7 +243,8 @@ class Store:
         if row is None or not row.whole or found is None or number >= found.block_count:
             return None
         start, length = found.offsets[number], found.lengths[number]
-        for extent in self._extents(row):
+        body = [self._body(row)] if row.place == "shifted" else []  # there even if the header is lost
+        for extent in body if body and start >= body[0].start else self._extents(row):
             if extent.start <= start < extent.end:
                 with self._lock, contextlib.suppress(FileNotFoundError):
                     return self._use(extent.path, extent.offset + start - extent.start, length)
@@ -313,9 +316,9 @@ class Store:
             if found.id in self._arriving:
                 raise ObjectInUse(f"object {found.id.hex()[:12]} is arriving already")
             row = self.index.object(found.id)
+            self.add_record(Kind.MANIFEST, found.id, found.encoded)
             if row is not None and row.whole:
                 return None
-            self.add_record(Kind.MANIFEST, found.id, found.encoded)
             partial = self.home.partial(found.id)
             present = row.present & bits.full(found.block_count) if row is not None and partial.exists() else 0
             if not present:
@@ -486,10 +489,15 @@ class Store:
             )
 
     def close(self) -> None:
-        """Sync what is written, and let go of the store."""
+        """Sync what is written, and let go of the store; a second time does nothing."""
         with self._lock:
-            with contextlib.suppress(OSError, DiskFull):
+            if self._lock_descriptor < 0:
+                return
+            with contextlib.suppress(OSError, DiskFull, StoreUnusable):
                 self.sync_arriving(self._arriving.values())
+                self.sync_records()
+                for number in self.packs.numbers():  # read again, packs would give back what was dropped
+                    self.index.set_scanned(number, self.packs.path(number).stat().st_size)
             for arriving in self._arriving.values():
                 arriving.close()
             self._arriving.clear()
@@ -499,3 +507,4 @@ class Store:
             self.packs.close()
             self.index.close()
             os.close(self._lock_descriptor)
+            self._lock_descriptor = -1

@@ -67,7 +67,11 @@ def materialise(store: Store, tree_id: TreeId, directory: Path, *, allow_code: b
             os.symlink(os.fsdecode(entry.target), target)
         elif allow_code or not runs_code(entry.name):
             _file(store, ObjectId(entry.target), target, entry.mode)
-    (temporary / marker.name).write_text(tree_id.hex())
+    # The marker says that the view can be used as it is: it must not outlive the power without the rest.
+    for folder, _, _ in os.walk(temporary, topdown=False):
+        disk.sync_directory(Path(folder))
+    disk.write_new(temporary / marker.name, tree_id.hex().encode(), 0o444)
+    disk.sync_directory(temporary)
     if directory.exists():
         shutil.rmtree(directory)
     os.rename(temporary, directory)
@@ -83,8 +87,7 @@ def _file(store: Store, object_id: ObjectId, target: Path, mode: int) -> None:
         found = store.manifest(object_id)
         assert found is not None
         data = b"".join(store.read_block(object_id, number) for number in range(found.block_count))
-        target.write_bytes(data)
-        target.chmod(mode & 0o555)
+        disk.write_new(target, data, mode & 0o555)
         return
     try:
         os.link(extents[-1].path, target)

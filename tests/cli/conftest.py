@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import trio
 
@@ -100,7 +101,7 @@ class Answers:
 
     async def node_rename(self, params: local.NodeRenameParams, emit: Emit) -> report.Done:
         self.asked.append(params)
-        return report.Done(text=f"{params.node} is now {params.name}")
+        return report.Done(text=params.name)
 
     async def pair_open(self, params: local.PairOpenParams, emit: Emit) -> report.Paired:
         self.asked.append(params)
@@ -177,7 +178,7 @@ class Answers:
         self.asked.append(params)
         self._known(params.ref or "llama-70b")
         return report.ShowReport(
-            line=ref_line(),
+            line=msgspec.structs.replace(ref_line(), tree="", author="") if params.path else ref_line(),
             files=[
                 report.FileLine(
                     path="model-00001.safetensors",
@@ -377,12 +378,12 @@ class Cli:
 
     def __init__(self, home: Path, capture: pytest.CaptureFixture[str]) -> None:
         self.home = home
-        self._capture = capture
+        self.capture = capture
 
     def __call__(self, *words: str) -> Outcome:
-        self._capture.readouterr()
+        self.capture.readouterr()
         status = main(["--home", str(self.home), *words])
-        out, err = self._capture.readouterr()
+        out, err = self.capture.readouterr()
         assert "Traceback" not in out + err
         return Outcome(int(status), out, err)
 

@@ -16,7 +16,7 @@ def model(tmp_path: Path) -> str:
     return str(tmp_path / "model")
 
 
-HAPPY = [
+HAPPY: list[tuple[list[str], str]] = [
     (["ls"], "llama-70b@1"),
     (["ls", "mlx-community/"], "mlx-community/SmolLM2-135M@3"),
     (["show", "llama-70b"], "model-00001.safetensors"),
@@ -31,7 +31,7 @@ HAPPY = [
     (["wait", "p1"], "m@1: 4 GB to 1 node"),
     (["run", "llama-70b", "capital?"], "The capital of France is Paris."),
     (["node", "ls"], "0.21 ms"),
-    (["node", "rename", "studio-2", "attic"], "studio-2 is now attic"),
+    (["node", "rename", "studio-2", "attic"], "studio-2 is called attic now"),
     (["pair"], "7-apple-tree@10.0.0.1:7347"),
     (["pair", "7-apple-tree@10.0.0.1"], "paired with studio-1 (abababab)"),
     (["status"], "nothing needs attention"),
@@ -160,7 +160,7 @@ def test_errors_of_the_words(serving: Serving, cli: Cli, model: str) -> None:
 
 
 def test_home_may_stand_anywhere(serving: Serving, cli: Cli) -> None:
-    away = Cli(Path("/not/there"), cli._capture)
+    away = Cli(Path("/not/there"), cli.capture)
     assert away("ls").status == 1
     assert away("ls", "--home", str(serving.home)).status == 0
     assert away("ls", f"--home={serving.home}").status == 0
@@ -308,3 +308,11 @@ def test_config_edit(cli: Cli, home: Path, monkeypatch: pytest.MonkeyPatch) -> N
     refused(cli("config", "edit"), 1)
     monkeypatch.setenv("VISUAL", "/not/there")
     refused(cli("config", "edit"), 1, "/not/there")
+
+
+def test_show_of_a_path_says_nothing_of_a_tree(serving: Serving, cli: Cli, model: str) -> None:
+    """Nobody has published it: it has no tree, no author and no place here."""
+    ended = cli("show", model)
+    assert ended.status == 0
+    assert "nobody" not in ended.out
+    assert f"tbshare push {model}" in ended.out

@@ -3,6 +3,7 @@
 import sys
 import threading
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -53,7 +54,7 @@ def test_a_home_that_cannot_be_made(cli: Cli, home: Path) -> None:
     ended = cli("up")
     assert ended.status == 1
     assert "cannot be" in ended.err
-    assert Cli(Path("/" + "x" * 120), cli._capture)("up").status == 1
+    assert Cli(Path("/" + "x" * 120), cli.capture)("up").status == 1
 
 
 def test_up_when_it_is_up(serving: Serving, cli: Cli) -> None:
@@ -177,3 +178,21 @@ def test_another_level_is_refused_but_can_be_stopped(home: Path) -> None:
                     Client.connect(home)
                 assert caught.value.cure == "tbshare restart"
             thread.join()
+
+
+def test_restart_keeps_what_up_was_given(home: Path) -> None:
+    """A node that was told to listen on one address must not listen on all of them after an upgrade."""
+    cli = Cli(home, cast("pytest.CaptureFixture[str]", None))
+    assert cli.process("up", "--port", "0", "--listen", "127.0.0.1", "--name", "attic").status == 0
+    try:
+        assert cli.process("restart").status == 0
+        with Client.connect(home) as client:
+            state = client.status()
+        assert state.node.name == "attic"
+        assert [address.rpartition(":")[0] for address in state.node.addresses] == ["127.0.0.1"]
+        assert cli.process("restart", "--name", "cellar").status == 0
+        with Client.connect(home) as client:
+            state = client.status()
+        assert [address.rpartition(":")[0] for address in state.node.addresses] == ["127.0.0.1"]
+    finally:
+        assert cli.process("down").status == 0

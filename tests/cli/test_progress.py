@@ -184,3 +184,17 @@ def test_no_line_is_wider_than_said(serving: Serving, cli: Cli, model: str) -> N
         terminal.end()
     drawn = re.split(r"\x1b\[\d*[AJK]|\r|\n", terminal.text)
     assert max(show.width(line) for line in drawn) <= 120
+
+
+def test_no_speed_is_said_of_what_was_there_already() -> None:
+    nodes = [
+        report.NodeProgress(name=name, id=name, state="durable", bytes_moved=100_000, bytes_reused=541_900_000)
+        for name in ("a", "b")
+    ]
+    ended = report.PushReport(
+        ref="m@2", tree="", bytes=542_000_000, files=7, seconds_moving=4.9, rate_best=1e9, nodes=nodes
+    )
+    assert watch.closing_lines(ended, 1e9) == [
+        "m@2: 542 MB to 2 nodes in 4.9 s",
+        "saved by dedup: 542 MB on each node were there already, 200 kB moved",
+    ]

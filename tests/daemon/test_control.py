@@ -190,13 +190,13 @@ async def test_a_slow_client_holds_up_nobody_else(home: Path) -> None:
         await slow.hello()
         await slow.send(2, "run", local.RunParams(ref="a", prompt="", max_tokens=100_000))
         while few.emitted < control.EVENTS_WAITING:
-            await trio.sleep(0)
+            await trio.lowlevel.checkpoint()
         assert (await asked(home, lambda client: client.node_list())).nodes
         before = -1
         while before < few.emitted:  # until it waits for the client
             before = few.emitted
             for _ in range(100):
-                await trio.sleep(0)
+                await trio.lowlevel.checkpoint()
         assert few.emitted < 100_000
         for number in range(before):  # nothing is lost or out of order
             event = (await slow.answer()).event
@@ -309,7 +309,7 @@ async def test_only_this_user_may_enter(home: Path) -> None:
         if os.geteuid() != 0:
             return
         directory.chmod(0o777)  # even so the kernel tells who asks
-        home.chmod(0o755)
+        await trio.Path(home).chmod(0o755)
         process = os.fork()
         if process == 0:
             status = 1
@@ -330,7 +330,7 @@ async def test_only_this_user_may_enter(home: Path) -> None:
 
 async def test_the_peer_is_asked_for_its_uid(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with served(home):
-        monkeypatch.setattr(control.os, "geteuid", lambda: os.getuid() + 1)
+        monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
         async with raw(home) as stranger:
             try:
                 await stranger.send(1, "hello", local.HelloParams(level=1, version="x"))

@@ -5,11 +5,11 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from tests.nodes import MIB, Node, random_model, running, until
 
 from tbshare.errors import ExitStatus, InputRefused, RefUnknown, UsageError
 from tbshare.wire.local import PullParams, PushParams
 from tbshare.wire.report import AnyEvent, Ingest, Nodes, Noted, Published, Started, Warned
+from tests.nodes import MIB, Node, random_model, running, until
 
 Three = tuple[Node, Node, Node]
 

@@ -4,9 +4,8 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.nodes import MIB, Node, random_model, running, until
-
 from tbshare.wire.local import PullParams
+from tests.nodes import MIB, Node, random_model, running, until
 
 Three = tuple[Node, Node, Node]
 

@@ -1,4 +1,4 @@
-"""What is recorded for the power loss test: `python power_loss_workload.py ROOT PHASE [SABOTAGE]`, below strace.
+"""What is recorded for the power loss test: `python power_loss_workload.py ROOT PHASE SABOTAGE`, below strace.
 
 Writes, to ROOT/acks, a line of JSON for everything it was told is durable, and before anything is given up. The
 store is at ROOT/disk/home, what is pushed at ROOT/source. Phase 1 ends as by kill -9; phase 2 goes on from there.
@@ -8,6 +8,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from tbshare.content import bits
@@ -16,6 +17,7 @@ from tbshare.content.manifest import Manifest
 from tbshare.peers.identity import Identity
 from tbshare.store import care, disk
 from tbshare.store.arriving import Arriving
+from tbshare.store.index import Index
 from tbshare.store.ingest import Ingest
 from tbshare.store.source import Choice, scan
 from tbshare.store.store import Store
@@ -160,17 +162,27 @@ def _nothing(*_: object) -> None:
     return None
 
 
+def _forgetful_index() -> None:
+    transaction = Index.transaction
+
+    def forgetful(index: Index, *, durable: bool = False) -> AbstractContextManager[None]:
+        return transaction(index, durable=False and durable)
+
+    setattr(Index, "transaction", forgetful)  # noqa: B010 - on purpose
+
+
 SABOTAGE: dict[str, Callable[[], None]] = {
     "": lambda: None,
     "no-file-sync": lambda: setattr(disk, "sync_file", _nothing),
     "no-directory-sync": lambda: setattr(disk, "sync_directory", _nothing),
     "no-record-sync": lambda: setattr(Store, "sync_records", _nothing),
+    "no-index-sync": _forgetful_index,
 }
 
 
 def main() -> None:
     """Run one phase."""
-    SABOTAGE[sys.argv[3] if len(sys.argv) > 3 else ""]()
+    SABOTAGE[sys.argv[3]]()
     workload = Workload(Path(sys.argv[1]))
     if sys.argv[2] == "1":
         workload.first_phase()

@@ -8,6 +8,7 @@ from tbshare.content import cut, gguf, safetensors
 from tbshare.content.block import block_id
 from tbshare.content.manifest import Manifest, of_blocks
 from tbshare.content.weights import Header
+from tbshare.errors import HeaderInvalid
 
 ELEMENT = {"F32": 4, "BF16": 2, "F16": 2, "U8": 1, "I64": 8}
 
@@ -47,10 +48,13 @@ def weights(seed: int | str, counts: list[int], *, dtype: str = "F32", odd: bool
 
 
 def header_of(name: str, data: bytes) -> Header | None:
-    """Return the header, by the name's suffix."""
-    if name.endswith(".safetensors"):
-        return safetensors.parse(data, len(data))
-    return gguf.parse(data, len(data)) if name.endswith(".gguf") else None
+    """Return the header, by the name's suffix; None when there is none, or it does not hold together."""
+    try:
+        if name.endswith(".safetensors"):
+            return safetensors.parse(data, len(data))
+        return gguf.parse(data, len(data)) if name.endswith(".gguf") else None
+    except HeaderInvalid:
+        return None
 
 
 def manifest_of(name: str, data: bytes) -> Manifest:
