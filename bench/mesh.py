@@ -1,17 +1,20 @@
 """To three nodes: a network namespace per node, a cable of 400 Mbit/s each way per pair, 0.54 GB to each. Root.
 
-    sudo python -m bench mesh [--runs 3] [--only tbshare rsync]
+    sudo python -m bench mesh [--runs 3] [--only tbshare libtorrent rsync]
 
 The bound is M / (3 cables x 50 MB/s): the seed cannot send faster than its three cables, so no schedule is
 quicker. Time is from the publication of the ref to the last node's last verified block; to durable stands beside
-it. rsync takes the file to one node after another, each over its own cable.
+it. rsync takes the file to one node after another, each over its own cable; libtorrent
+(if it is installed) to all at once.
 """
 
 import contextlib
+import importlib.util
 import os
 import shutil
 import statistics
 import subprocess
+import sys
 import time
 from collections.abc import Generator
 from dataclasses import dataclass
@@ -19,7 +22,7 @@ from itertools import combinations
 from pathlib import Path
 
 from bench.measuring import Demand, make_random_file
-from bench.nodes import ArrivalWatch, BenchError, Node, pair_all, running, wait_until
+from bench.nodes import ArrivalWatch, BenchError, Node, environment, pair_all, running, wait_until
 from bench.rows import Options, say, table, verdict
 from tbshare.wire.local import PushParams
 from tbshare.wire.report import AnyEvent, Published
@@ -152,6 +155,52 @@ def rsync(net: Net, model: Path, scratch: Path) -> float:
     return wall
 
 
+def torrent(net: Net, model: Path, scratch: Path) -> float:
+    """Take the model to all nodes at once with libtorrent; return the seconds until the last has it."""
+    program = [sys.executable, "-m", "bench.torrent"]
+    file = scratch / "model.torrent"
+    subprocess.run([*program, "make", str(model), str(file)], check=True, env=environment())
+    children: list[subprocess.Popen[str]] = []
+    try:
+        for number in range(MEMBERS):
+            role, directory = ("fetch", scratch / f"torrent-{number}") if number else ("seed", model.parent)
+            directory.mkdir(exist_ok=True)
+            listen = ",".join(net.address(number, other) for other in range(MEMBERS) if other != number)
+            peers = ",".join(net.address(other, number) for other in range(number))
+            command = [*net.prefix(number), *program, role, str(directory), str(file)]
+            child = subprocess.Popen(
+                [*command, "--listen", listen, "--peers", peers],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                env=environment(),
+            )
+            children.append(child)
+        for child in children:
+            _expect(child, "ready")
+        started = time.perf_counter()
+        for child in children:
+            assert child.stdin is not None
+            child.stdin.write("go\n")
+            child.stdin.flush()
+        for child in children[1:]:
+            _expect(child, "done")
+        return time.perf_counter() - started
+    finally:
+        for child in children:
+            child.kill()
+            child.wait()
+        for number in range(1, MEMBERS):
+            shutil.rmtree(scratch / f"torrent-{number}", ignore_errors=True)
+
+
+def _expect(child: subprocess.Popen[str], word: str) -> None:
+    assert child.stdout is not None
+    said = child.stdout.readline().strip()
+    if said != word:
+        raise BenchError(f"a peer of libtorrent said {said!r}, not {word!r}")
+
+
 def run(options: Options) -> bool:
     """Run the row; return whether its bars are met."""
     if os.geteuid() != 0:
@@ -162,6 +211,7 @@ def run(options: Options) -> bool:
     model = options.scratch / "model"
     model.mkdir()
     results: list[tuple[float, float, float]] = []
+    torrents: list[float] = []
     figures: dict[str, float] = {"bytes": size, "bound_seconds": bound}
     with cabled(MEMBERS, MBIT_PER_SECOND) as net:
         if not options.only or "tbshare" in options.only:
@@ -188,6 +238,13 @@ def run(options: Options) -> bool:
                         client.remove(f"mesh-{number}", yes=True)
                     for node in nodes:
                         node.command("gc", "--now")
+        if importlib.util.find_spec("libtorrent") is None:
+            say("libtorrent is not installed: skipped (pip install libtorrent)")
+        elif not options.only or "libtorrent" in options.only:
+            for _ in range(options.runs):
+                make_random_file(model / "weights.bin", size)
+                torrents.append(torrent(net, model, options.scratch))
+                say(f"libtorrent: {torrents[-1]:.2f} s")
         if not options.only or "rsync" in options.only:
             make_random_file(model / "weights.bin", size)
             figures["rsync_seconds"] = rsync(net, model, options.scratch)
@@ -201,6 +258,11 @@ def run(options: Options) -> bool:
         lines.append(["tbshare, verified", f"{verified:.2f}", spread, f"{verified / bound:.2f}x"])
         lines.append(["tbshare, durable", f"{durable:.2f}", "", f"{durable / bound:.2f}x"])
         demands.append(Demand("to three nodes, as a multiple of the bound", verified / bound, TIMES_BOUND_MAX))
+    if torrents:
+        wall = figures["libtorrent_seconds"] = statistics.median(torrents)
+        lines.append(
+            ["libtorrent", f"{wall:.2f}", f"({min(torrents):.2f}-{max(torrents):.2f})", f"{wall / bound:.2f}x"]
+        )
     if (wall := figures.get("rsync_seconds")) is not None:
         lines.append(["rsync, one after another", f"{wall:.2f}", "", f"{wall / bound:.2f}x"])
     table([f"{size / 1e9:.2f} GB to 3, bound {bound:.2f} s", "seconds", "(least-most)", "of the bound"], lines)

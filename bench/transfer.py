@@ -56,6 +56,7 @@ class Transfer:
             cpu = sum(node.cpu_seconds() for node in both)
             started = time.perf_counter()
             report = client.pull(PullParams(REF))
+            wait_until("the durable object is seen", lambda: watch.durable is not None, seconds=5)
         cpu = sum(node.cpu_seconds() for node in both) - cpu
         if report.nodes[0].state != "durable" or watch.written is None or watch.durable is None:
             raise BenchError(f"the pull ended with {report.nodes}")

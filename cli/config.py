@@ -74,7 +74,10 @@ def set_value(
     value = checked(key, parsed(key, text))
     home = Path(home_of(context))
     path = home / FILE_NAME
-    before = path.read_text() if path.exists() else ""
+    try:
+        before = path.read_text(encoding="utf-8") if path.exists() else ""
+    except UnicodeDecodeError as error:
+        raise ConfigInvalid(f"{path} is not UTF-8 text", cure="tbshare config edit") from error
     after = edited(before, key, value)
     if _found(after, key) != value:
         raise ConfigInvalid(f"{path} is written so that {key} must be set by hand", cure="tbshare config edit")
@@ -187,7 +190,7 @@ def template() -> str:
 def replaced(path: Path, text: str) -> None:
     """Write the file whole or not at all."""
     fresh = path.with_name(path.name + ".new")
-    with fresh.open("w") as file:
+    with fresh.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())

@@ -18,6 +18,7 @@ from tbshare.cli.examples import examples
 from tbshare.cli.models import AsJson
 from tbshare.cli.session import home_of
 from tbshare.client import Client, socket_path
+from tbshare.daemon.config import load
 from tbshare.errors import DaemonUnreachable, ExitStatus, StoreUnusable, TbshareError
 from tbshare.wire.report import StatusReport
 
@@ -61,6 +62,7 @@ def up(
         return _say_state(state, "is up already", as_json=as_json)
     command = [sys.executable, "-P", "-m", "tbshare.daemon", "--home", home, *options]
     socket_path(home)  # says so when it is too long
+    load(Path(home))  # here a mistake in config.toml has its own exit status and cure
     _remember(home, options)
     if foreground:
         os.execve(sys.executable, [*command, "--foreground"], _environment())

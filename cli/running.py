@@ -2,7 +2,7 @@
 
 import sys
 import time
-from typing import Annotated
+from typing import Annotated, TextIO
 
 import typer
 
@@ -72,6 +72,7 @@ def run(  # noqa: PLR0913, PLR0917  (typer makes an option of each)
         show.json({"event": "result", "result": ended})
         return ExitStatus.DONE
     show.line()
+    show.flush()  # where stdout is a pipe and stderr is not, the answer still comes before the count
     text = amount.count(ended.tokens, "token")
     if ended.tokens > 1:
         text += f" at {ended.rate:.1f} a second"
@@ -95,9 +96,10 @@ def _say(event: report.AnyEvent) -> None:
 
 def _prompt_from_stdin(ref: str) -> str:
     """Return what is piped in; UsageError when nothing is."""
-    if sys.stdin.isatty():
+    stdin: TextIO | None = sys.stdin  # None where it is closed
+    if stdin is None or stdin.isatty():
         raise UsageError("run wants a prompt", cure=f'tbshare run {ref} "What is the capital of France?"')
-    data = sys.stdin.buffer.read(PROMPT_BYTES_MAX + 1)
+    data = stdin.buffer.read(PROMPT_BYTES_MAX + 1)
     if len(data) > PROMPT_BYTES_MAX:
         raise InputRefused(f"the prompt is longer than {amount.size(PROMPT_BYTES_MAX)}", cure="tbshare run --help")
     try:

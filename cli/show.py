@@ -4,15 +4,16 @@ What a command answers goes to stdout; errors, notes and progress go to stderr. 
 machines, so nothing is printed that could steer the terminal.
 """
 
+import contextlib
 import io
 import os
 import shutil
 import sys
 import time
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from types import TracebackType
-from typing import Self, TextIO
+from typing import Self, TextIO, cast
 
 import msgspec
 
@@ -40,7 +41,7 @@ def prose(text: str) -> None:
     """Print a piece of a model's answer at once, without what could steer the terminal."""
     kept = "".join(letter for letter in text if letter.isprintable() or letter in _KEPT_IN_PROSE)
     _write(sys.stdout, kept)
-    sys.stdout.flush()
+    _flush(sys.stdout)
 
 
 def aside(text: str) -> None:
@@ -56,7 +57,7 @@ def block(text: str) -> None:
 def json(value: object) -> None:
     """Print one JSON object on one line, at once: whoever reads a stream waits for it."""
     _write(sys.stdout, msgspec.json.encode(value).decode() + "\n")
-    sys.stdout.flush()
+    _flush(sys.stdout)
 
 
 def failure(error: TbshareError) -> None:
@@ -82,13 +83,14 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequ
 def ask(question: str) -> bool:
     """Ask on the terminal; anything but yes is no."""
     _write(sys.stderr, printable(question) + " [y/N] ")
-    sys.stderr.flush()
+    _flush(sys.stderr)
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
 def can_ask() -> bool:
     """Whether somebody is there to answer."""
-    return sys.stdin.isatty() and sys.stderr.isatty()
+    streams: tuple[TextIO | None, ...] = (sys.stdin, sys.stderr)  # None where one is closed
+    return all(stream is not None and stream.isatty() for stream in streams)
 
 
 def width(text: str) -> int:
@@ -119,9 +121,14 @@ class Progress:
     """
 
     def __init__(self, *, silent: bool = False, clock: Callable[[], float] = time.monotonic) -> None:
-        self._stream = sys.stderr
+        self._stream: TextIO | None = sys.stderr  # None where it is closed
         self._silent = silent
-        self._live = not silent and self._stream.isatty() and os.environ.get("TERM", "") not in ("", "dumb")
+        self._live = (
+            not silent
+            and self._stream is not None
+            and self._stream.isatty()
+            and os.environ.get("TERM", "") not in ("", "dumb")
+        )
         self._clock = clock
         self._drawn = 0  # lines on the terminal that the next drawing replaces
         self._last_seconds = -PLAIN_SECONDS
@@ -160,7 +167,7 @@ class Progress:
         """Take what was drawn off the terminal."""
         if self._drawn:
             _write(self._stream, f"\x1b[{self._drawn}A\r\x1b[J")
-            self._stream.flush()
+            _flush(self._stream)
             self._drawn = 0
 
     def _interval(self) -> float:
@@ -170,14 +177,14 @@ class Progress:
         """Write the lines over the ones before, in one write so that nothing flickers."""
         up = f"\x1b[{self._drawn}A\r" if self._drawn else ""
         _write(self._stream, up + "".join(f"{text}\x1b[K\n" for text in lines) + "\x1b[J")
-        self._stream.flush()
+        _flush(self._stream)
         self._drawn = len(lines)
 
 
 def flush() -> None:
     """Write out what is buffered; BrokenPipeError when nobody reads any more."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        _flush(stream)
 
 
 def abandon() -> None:
@@ -187,11 +194,34 @@ def abandon() -> None:
     os.close(nowhere)
 
 
-def _write(stream: TextIO, text: str) -> None:
-    """Write text; what the stream's encoding has no letters for is escaped."""
-    if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
-        stream.reconfigure(errors="backslashreplace")
-    stream.write(text)
+def _write(stream: TextIO | None, text: str) -> None:
+    """Write text; what the stream's encoding has no letters for is escaped. A closed stream takes nothing."""
+    if stream is None:
+        return
+    if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
+        cast("io.TextIOWrapper", stream).reconfigure(errors="backslashreplace")
+    with _said(stream):
+        stream.write(text)
+
+
+def _flush(stream: TextIO | None) -> None:
+    if stream is not None:
+        with _said(stream):
+            stream.flush()
+
+
+@contextlib.contextmanager
+def _said(stream: TextIO) -> Generator[None, None, None]:
+    """Turn a full disk behind `tbshare ls > file` into a sentence; BrokenPipeError is for `main`."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        if stream is not sys.stdout:
+            raise
+        abandon()
+        raise TbshareError(f"the answer cannot be written: {error.strerror or error}", cure="df -h") from error
 
 
 def _escaped(letter: str) -> str:

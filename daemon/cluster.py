@@ -11,7 +11,7 @@ import trio
 from tbshare import __version__
 from tbshare.daemon.control import Emit
 from tbshare.daemon.service import Service, own_name
-from tbshare.errors import PairingFailed, PeerError, PeerUnreachable, UsageError
+from tbshare.errors import PairingFailed, TbshareError, UsageError
 from tbshare.peers import discovery
 from tbshare.peers.mesh import split_address
 from tbshare.peers.pairing import Newcomer, Window, join, new_code, offer
@@ -212,9 +212,9 @@ class Cluster:
             await stream.aclose()
             return
         service = self.service
-        admitted()
 
         async def admit(newcomer: Newcomer) -> None:
+            admitted()  # it knows the code: no longer a stranger
             entry = await trio.to_thread.run_sync(service.log.add_member, newcomer.certificate, newcomer.name)
             await service.mesh.grown([entry])
 
@@ -227,10 +227,11 @@ class Cluster:
                 cluster=service.log.cluster,
                 admit=admit,
             )
-            self._attempts_send.send_nowait(newcomer)
-        except (PairingFailed, PeerError, PeerUnreachable) as error:
-            failure = error if isinstance(error, PairingFailed) else PairingFailed(str(error))
-            self._attempts_send.send_nowait(failure)
+            outcome: Newcomer | PairingFailed = newcomer
+        except TbshareError as error:
+            outcome = error if isinstance(error, PairingFailed) else PairingFailed(str(error), cure=error.cure)
+        with contextlib.suppress(trio.WouldBlock):  # more failures than anybody reads
+            self._attempts_send.send_nowait(outcome)
 
     async def join(self, params: PairJoinParams) -> Paired:
         """Join the cluster that shows this code."""

@@ -1,6 +1,7 @@
 """config.toml: what can be set, its default, and where a value came from."""
 
 import difflib
+import ipaddress
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +33,7 @@ _CHOICES = {
     "links.seal": ("auto", "always", "never"),
     "log.level": ("debug", "info", "warning", "error"),
 }
+LANES_MAX = 4  # sealed and plain ones together stay below what a provider opens for one peer
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 
 
@@ -116,6 +118,14 @@ def _flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return result
 
 
+def _check_networks(key: str, texts: list[object]) -> None:
+    for text in texts:
+        try:
+            ipaddress.ip_network(str(text), strict=False)
+        except ValueError as error:
+            raise ConfigInvalid(f"{key}: {text!r} is no network, such as 10.9.0.0/24") from error
+
+
 def checked(key: str, value: object) -> Value:
     """Return the value if the key takes it. ConfigInvalid with the nearest key, or the kind of value it takes."""
     if key not in KEYS:
@@ -124,6 +134,8 @@ def checked(key: str, value: object) -> Value:
         raise ConfigInvalid(f"config.toml has the unknown key {key!r}{hint}", cure="tbshare config ls")
     default = KEYS[key][0]
     if isinstance(default, list):
+        if key == "links.direct" and isinstance(value, list):
+            _check_networks(key, value)  # pyright: ignore[reportUnknownArgumentType]
         if isinstance(value, list) and all(isinstance(item, str) for item in value):  # pyright: ignore[reportUnknownVariableType]
             return [str(item) for item in value]  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
         raise ConfigInvalid(f"{key} takes a list of texts", cure="tbshare config edit")
@@ -132,6 +144,10 @@ def checked(key: str, value: object) -> Value:
         raise ConfigInvalid(f"{key} takes {kind}, not {value!r}", cure="tbshare config edit")
     if key in _CHOICES and value not in _CHOICES[key]:
         raise ConfigInvalid(f"{key} is one of {', '.join(_CHOICES[key])}, not {value!r}", cure="tbshare config ls")
+    if key == "links.lanes" and not 1 <= int(str(value)) <= LANES_MAX:
+        raise ConfigInvalid(f"{key} is 1 to {LANES_MAX}", cure="tbshare config ls")
+    if key == "store.grace_days" and int(str(value)) < 0:
+        raise ConfigInvalid(f"{key} is not below zero", cure="tbshare config ls")
     if key == "listen.port" and not 0 <= int(str(value)) < 65536:
         raise ConfigInvalid(f"{key} is a port, 0 to 65535", cure="tbshare config ls")
     return value

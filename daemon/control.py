@@ -315,9 +315,17 @@ class _Calls:
 
     def _fail(self, identifier: int, error: TbshareError) -> None:
         failure = local.Failure(
-            kind=type(error).__name__, message=str(error), cure=error.cure, exit_status=error.exit_status
+            kind=type(error).__name__,
+            message=_printable(str(error)),
+            cure=_printable(error.cure),
+            exit_status=error.exit_status,
         )
         self._outbox.put(local.Answer(identifier, error=failure))
+
+
+def _printable(text: str) -> str:
+    """Return text that has an encoding: a path that is not UTF-8 has bytes in it that have none."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _on_purpose(error: Exception) -> TbshareError | None:

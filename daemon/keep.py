@@ -9,14 +9,13 @@ from functools import partial
 import trio
 
 from tbshare.content.block import ObjectId, TreeId
-from tbshare.content.tree import Kind as EntryKind
 from tbshare.daemon.control import Emit
+from tbshare.daemon.needed import living, needed_trees
 from tbshare.daemon.refs import Refs
 from tbshare.daemon.service import Service
-from tbshare.errors import Interrupted, ObjectMissing, TbshareError
+from tbshare.errors import Interrupted, ObjectMissing
 from tbshare.store import care
 from tbshare.store.care import Damage
-from tbshare.volumes.entry import RefRemove
 from tbshare.volumes.fold import State
 from tbshare.wire.local import GcParams, VerifyParams
 from tbshare.wire.report import Checked, DiskUse, DuLine, GcReport, HeldLine, Problem, VerifyReport
@@ -40,55 +39,43 @@ class Keep:
                 await self.service.provider.suspected.wait()
                 self.service.provider.suspected = trio.Event()
                 suspects, self.service.provider.suspects = self.service.provider.suspects, []
-                for object_id in dict.fromkeys(object_id for object_id, _ in suspects):
-                    damage = await self._verify_object(object_id, lambda _: None, lambda: False)
-                    if damage is not None:
-                        await self._quarantine(damage)
+                try:
+                    await self._look_into(suspects)
+                except Exception:  # noqa: BLE001 - a complaint of a peer does not end the daemon
+                    _log.exception("suspected blocks could not be verified")
+
+    async def _look_into(self, suspects: list[tuple[ObjectId, int]]) -> None:
+        """Verify the blocks peers complained of; the whole object where one is wrong."""
+        for object_id, number in dict.fromkeys(suspects):
+            if not await trio.to_thread.run_sync(care.is_wrong, self.service.store, object_id, number):
+                continue
+            damage = await self._verify_object(object_id, lambda _: None, lambda: False)
+            if damage is not None:
+                await self._quarantine(damage)
 
     async def _collect_now_and_then(self) -> None:
         while True:
             await trio.sleep(GC_SECONDS)
             try:
                 await self.gc(GcParams())
-            except TbshareError as error:
-                _log.warning("garbage was not collected: %s", error)
+            except Exception:  # noqa: BLE001 - tried again in an hour
+                _log.exception("garbage was not collected")
 
     # garbage ---------------------------------------------------------------------------------------------------
-
-    def _needed_trees(self, state: State, now_ns: int, *, now: bool) -> tuple[set[bytes], int, dict[bytes, int]]:
-        """Return the trees that must stay, the bytes waiting for the grace time, and who holds back how much."""
-        service = self.service
-        trees = {version.tree for versions in state.refs.values() for version in versions}
-        trees |= {pin.what for pin in service.log.pins.list()} | {
-            lease.what for lease in service.log.leases.list()
-        }
-        trees -= {tree for tree in service.evicted.trees if not service.log.leases.list(tree)}
-        grace_ns = service.config.number("store.grace_days") * 86400 * 10**9
-        waiting, held = 0, dict[bytes, int]()
-        removed_by = _removals(state)
-        for removed in state.refs_removed:
-            removals = [hash_ for entry in removed.version.entries for hash_ in removed_by.get(entry, ())]
-            behind = {node for hash_ in removals for node in service.log.unacknowledged(hash_)}
-            for node in behind:
-                held[node] = held.get(node, 0) + removed.version.size_bytes
-            if behind or (not now and now_ns - removed.time_ns < grace_ns):
-                trees.add(removed.version.tree)
-                waiting += 0 if behind else removed.version.size_bytes
-        return trees, waiting, held
 
     async def gc(self, params: GcParams) -> GcReport:
         """Free what no ref, pin, lease or transfer needs and every member has seen removed."""
         service = self.service
         started = time.monotonic()
-        state = await service.mesh.state()
-        trees, waiting, held = await trio.to_thread.run_sync(
-            partial(self._needed_trees, state, time.time_ns(), now=params.now)
-        )
-        trees |= set(service.replicator.jobs)
         async with service.collecting:
-            while service.ingesting:
+            while service.ingesting:  # what they took in is named by no ref yet
                 await service.ingested.wait()
-            live, live_trees = await trio.to_thread.run_sync(self._live, trees)
+            state = await service.mesh.state()
+            trees, waiting, held = await trio.to_thread.run_sync(
+                partial(needed_trees, service, state, time.time_ns(), now=params.now)
+            )
+            trees |= set(service.replicator.jobs)
+            live, live_trees = await trio.to_thread.run_sync(living, service, trees)
             objects, freed = await trio.to_thread.run_sync(care.collect, service.store, live, live_trees)
         for tree in service.replicator.whole - trees:
             await service.replicator.note_gone(tree)
@@ -98,15 +85,6 @@ class Keep:
             for node, size in held.items()
         ]
         return GcReport(objects, freed, waiting, lines, time.monotonic() - started)
-
-    def _live(self, trees: set[bytes]) -> tuple[set[bytes], set[bytes]]:
-        """Return the objects and the trees below these."""
-        store, live, live_trees = self.service.store, set[bytes](), set[bytes]()
-        for tree in trees:
-            live_trees.add(tree)
-            for _, entry in store.walk(TreeId(tree), skip_missing=True):
-                (live_trees if entry.kind == EntryKind.TREE else live).add(entry.target)
-        return live, live_trees
 
     # verify ----------------------------------------------------------------------------------------------------
 
@@ -263,14 +241,3 @@ class Keep:
             keep_free_bytes=store.keep_free_bytes,
             lines=sorted(lines, key=lambda line: line.ref),
         )
-
-
-def _removals(state: State) -> dict[bytes, list[bytes]]:
-    """Return entry that published -> entries that took away what it published."""
-    found: dict[bytes, list[bytes]] = {}
-    for entry in state.entries:
-        for op in entry.ops:
-            if isinstance(op, RefRemove):
-                for published in op.seen:
-                    found.setdefault(published, []).append(entry.hash)
-    return found

@@ -28,7 +28,7 @@ from tbshare.errors import (
 from tbshare.store import adopt, ingest
 from tbshare.store.source import Choice, Source, hub_cache_path, scan
 from tbshare.volumes.entry import RefSet
-from tbshare.volumes.fold import RefVersion, State
+from tbshare.volumes.fold import PUBLISHERS, RefVersion, State
 from tbshare.wire.local import PullParams, PushParams
 from tbshare.wire.report import (
     Ingest,
@@ -71,6 +71,9 @@ class Pushes:
         state = await self.service.mesh.state()
         ref = self._ref(params, source)
         targets = [state.member_named(text).node for text in params.to]
+        me = state.members.get(self.service.identity.node)
+        if me is not None and me.role not in PUBLISHERS:
+            raise NotPermitted(f"this node may only {me.role}", cure="push from a node that may publish")
         reason = state.why_read_only(ref.volume)
         if reason:
             raise NotPermitted(reason, cure="upgrade tbshare on this node")
@@ -159,7 +162,7 @@ class Pushes:
             try:
                 version, same = await self._published(ref, targets, taken)
             except BaseException:
-                await trio.to_thread.run_sync(adopt.roll_back, service.store, taken.adopted)
+                await self._roll_back(taken.adopted)
                 raise
         watcher = Watcher(service, version)
         await emit(Published(str(version), version.tree.hex(), already=same))
@@ -234,9 +237,11 @@ class Pushes:
                     await trio.sleep_forever()
                 finally:
                     stop.set()  # a cancellation reaches the threads so
-        except* TbshareError as group:
-            await trio.to_thread.run_sync(adopt.roll_back, service.store, work.adopted)
-            raise innermost(group) from None
+        except* BaseException as group:
+            await self._roll_back(work.adopted)
+            if isinstance(error := innermost(group), TbshareError):
+                raise error from None
+            raise
         tree = result[0]
         seconds = time.monotonic() - started
         await emit(
@@ -251,6 +256,10 @@ class Pushes:
         )
         blocks, unique = await trio.to_thread.run_sync(self._count, tree)
         return _Taken(source, tree, seconds, work.warnings, blocks, unique, work.adopted)
+
+    async def _roll_back(self, adopted: list[adopt.Adopted]) -> None:
+        with trio.CancelScope(shield=True):
+            await trio.to_thread.run_sync(adopt.roll_back, self.service.store, adopted)
 
     def _count(self, tree: TreeId) -> tuple[int, int]:
         """Return the number of blocks of a tree, and its bytes without repeats."""
@@ -302,7 +311,7 @@ class Pushes:
             files=len(taken.source.files),
             to=tuple(targets),
             label=taken.source.revision,
-            origin=str(taken.source.root)[:1024],
+            origin=os.fsencode(taken.source.root).decode("utf-8", "backslashreplace")[:1024],
         )
         entry = await trio.to_thread.run_sync(service.log.append, [op])
         await service.mesh.grown([entry])

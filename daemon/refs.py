@@ -11,6 +11,7 @@ from tbshare.content.layout import aligned_count, choose
 from tbshare.content.ref import Ref
 from tbshare.content.tree import Entry
 from tbshare.content.tree import Kind as EntryKind
+from tbshare.daemon.needed import living, needed_trees
 from tbshare.daemon.service import MODELS, Service
 from tbshare.errors import ObjectInUse, ObjectMissing, TbshareError
 from tbshare.store import views
@@ -288,7 +289,9 @@ class Refs:
         job = service.replicator.jobs.get(version.tree)
         if job is not None:
             job.scope.cancel()
-        freed = await trio.to_thread.run_sync(self._drop_tree, state, version.tree)
+            await job.ended.wait()
+        async with service.collecting:
+            freed = await trio.to_thread.run_sync(self._drop_tree, await service.mesh.state(), version.tree)
         return KeepReport(text, False, 0, freed, "evicted from this node")
 
     async def _give_up(self, state: State, version: RefVersion, text: str) -> None:
@@ -298,7 +301,7 @@ class Refs:
         the other's word, or both do. So nodes that evict at the same time cannot each count on the other.
         """
         service, tree = self.service, version.tree
-        if tree not in service.replicator.whole:
+        if not await trio.to_thread.run_sync(self.bytes_here, tree):
             return
         with trio.CancelScope(shield=True):
             await service.replicator.note_gone(tree)
@@ -313,13 +316,10 @@ class Refs:
         )
 
     def _drop_tree(self, state: State, tree: bytes) -> int:
-        """Drop the objects of a tree that no other tree which is kept here has."""
+        """Drop the objects of a tree that no other tree which stays here has."""
         service = self.service
-        kept: set[bytes] = set()
-        for versions in state.refs.values():
-            for version in versions:
-                if version.tree != tree and version.tree in service.replicator.whole:
-                    kept |= set(service.store.objects_below(TreeId(version.tree)))
+        needed, _, _ = needed_trees(service, state, time.time_ns(), now=False)
+        kept, _ = living(service, (needed | set(service.replicator.jobs) | service.replicator.whole) - {tree})
         views.remove(service.store, TreeId(tree))
         return sum(
             drop_object(service.store, object_id)

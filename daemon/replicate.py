@@ -47,6 +47,7 @@ class _Job:
     scope: trio.CancelScope
     failures: int = 0
     again: trio.Event = field(default_factory=trio.Event)
+    ended: trio.Event = field(default_factory=trio.Event)
 
 
 class Replicator:
@@ -94,13 +95,13 @@ class Replicator:
         self._tell()
 
     async def _on_joined(self, peer: Peer) -> None:
-        for job in self.jobs.values():
+        for job in list(self.jobs.values()):
             await job.fetch.on_joined(peer)
             job.again.set()
         self.poke()
 
     async def _on_left(self, peer: Peer) -> None:
-        for job in self.jobs.values():
+        for job in list(self.jobs.values()):
             job.fetch.on_left(peer)
         for key in [key for key in self.others if key[1] == peer.node]:
             del self.others[key]
@@ -119,6 +120,7 @@ class Replicator:
 
     async def run(self) -> None:
         """Start and end fetches as the state changes, for ever."""
+        await self._look_what_is_here()
         async with trio.open_nursery() as nursery:
             while True:
                 self.changed = trio.Event()
@@ -137,6 +139,13 @@ class Replicator:
                         job.scope.cancel()
                 with trio.move_on_after(RETRY_SECONDS_MAX):
                     await self.changed.wait()
+
+    async def _look_what_is_here(self) -> None:
+        """Note every tree that is whole at start, wanted or not: others count on our word."""
+        for versions in (await self.mesh.state()).refs.values():
+            for version in versions:
+                if await self.is_whole(TreeId(version.tree)):
+                    await self.note_whole(version.tree)
 
     async def _start(self, nursery: trio.Nursery, tree: bytes, version: RefVersion) -> None:
         if await self.is_whole(TreeId(tree)):
@@ -174,7 +183,7 @@ class Replicator:
         try:
             with job.scope:
                 while not await self._attempt(job):
-                    pause = min(RETRY_SECONDS_MIN * 2**job.failures, RETRY_SECONDS_MAX)
+                    pause = min(RETRY_SECONDS_MIN * 2 ** min(job.failures, 10), RETRY_SECONDS_MAX)
                     job.failures += 1
                     job.again = trio.Event()
                     with trio.move_on_after(pause):
@@ -182,8 +191,11 @@ class Replicator:
                     job.fetch = self.make_fetch(TreeId(tree), job.version.volume)
                 self.others[tree, self.mesh.identity.node] = job.fetch.progress()
                 await self.note_whole(tree)
+        except* Exception:  # noqa: BLE001 - an error beside a cancellation does not end the daemon
+            _log.exception("the fetch of %s@%s ended badly", job.version.name, job.version.rev)
         finally:
             del self.jobs[tree]
+            job.ended.set()
             self._tell()
 
     async def _attempt(self, job: _Job) -> bool:
@@ -201,4 +213,4 @@ class Replicator:
         except Exception:  # noqa: BLE001 - a bug that one tree meets does not end the daemon
             _log.exception("%s@%s: the fetch failed", job.version.name, job.version.rev)
             return False
-        return True
+        return await self.is_whole(TreeId(job.fetch.tree))  # garbage collection may have taken what was here

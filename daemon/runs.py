@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 
 import trio
@@ -36,20 +36,36 @@ class Runs:
         """Start a rank on a ref that is whole here, and stream what it says."""
         version = await self.refs.whole_version(params.ref)
         text = str(version)
-        directory, _ = await trio.to_thread.run_sync(self.refs.view, version, params.allow_code)
-        await trio.to_thread.run_sync(check, directory)
-        process = self.service.processes.begin("run", text)
-        await emit(Started(process.id))
-        with process.ending():
-            with process.scope:
-                report = await self._run(process, version, str(directory), params, emit)
-                process.end("done")
-                return report
-            raise Interrupted(f"{process.id} was stopped")
+        async with self._leased(version):
+            directory, _ = await trio.to_thread.run_sync(self.refs.view, version, params.allow_code)
+            await trio.to_thread.run_sync(check, directory)
+            process = self.service.processes.begin("run", text)
+            await emit(Started(process.id))
+            with process.ending():
+                with process.scope:
+                    report = await self._run(process, str(directory), params, emit)
+                    process.end("done")
+                    return report
+                raise Interrupted(f"{process.id} was stopped")
 
-    async def _run(
-        self, process: Process, version: RefVersion, directory: str, params: RunParams, emit: Emit
-    ) -> RunReport:
+    @contextlib.asynccontextmanager
+    async def _leased(self, version: RefVersion) -> AsyncGenerator[None, None]:
+        """Keep the bytes of a version while they are mapped. In the daemon's name: a rank ends with its daemon."""
+        leases = self.service.log.leases
+        async with self.service.collecting:  # nothing goes between the look and the lease
+            await self.refs.whole_version(str(version))
+            lease = await trio.to_thread.run_sync(
+                lambda: leases.add(
+                    version.tree, kind="run", pid=os.getpid(), boot=self._boot, expires=float("inf")
+                )
+            )
+        try:
+            yield
+        finally:
+            with trio.CancelScope(shield=True):
+                await trio.to_thread.run_sync(leases.remove, lease)
+
+    async def _run(self, process: Process, directory: str, params: RunParams, emit: Emit) -> RunReport:
         job: dict[str, Any] = {
             "model": directory,
             "prompt": params.prompt,
@@ -67,10 +83,6 @@ class Runs:
             stderr=subprocess.PIPE,
             start_new_session=True,
         )
-        leases = self.service.log.leases
-        lease = await trio.to_thread.run_sync(
-            lambda: leases.add(version.tree, kind="run", pid=rank.pid, boot=self._boot, expires=float("inf"))
-        )
         process.text = f"pid {rank.pid}"
         try:
             assert rank.stdin is not None
@@ -79,7 +91,6 @@ class Runs:
         finally:
             with trio.CancelScope(shield=True):
                 await _end(rank)
-                await trio.to_thread.run_sync(leases.remove, lease)
 
     async def _follow(self, rank: trio.Process, emit: Emit) -> RunReport:
         started = time.monotonic()

@@ -64,6 +64,7 @@ class Service:
         self.pool = BufferPool()
         self.provider = Provider(store, self.mesh, port=self.port, limit=self.limit)
         self.lanes = Lanes(self.mesh, self.pool, count=config.number("links.lanes"), sealed=self.sealed)
+        self.provider.must_seal = lambda peer: self.sealed(peer, MODELS)
         self.records = RecordFetcher(store, self.mesh)
         self.replicator = Replicator(
             store,
@@ -270,7 +271,7 @@ def opened(home: Path, config: Config) -> Service:
     marker = home / "store-id"
     expected = marker.read_text().strip() if marker.exists() else ""
     root = Path(config.text("store.path")) if config.text("store.path") else home
-    _, whole = disk.free_bytes(home)
+    _, whole = disk.free_bytes(root if root.exists() else home)
     store = Store(
         root,
         expected_id=expected,

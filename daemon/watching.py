@@ -8,12 +8,14 @@ import trio
 from tbshare.daemon.control import Emit
 from tbshare.daemon.processes import Process
 from tbshare.daemon.service import Service
+from tbshare.errors import RefUnknown
 from tbshare.volumes.fold import RefVersion
 from tbshare.wire.message import Progress
 from tbshare.wire.report import AnyEvent, NodeProgress, Nodes, PushReport, SourceLine
 
 WATCH_SECONDS = 0.25  # at least so often; and at every change, but not more often than LOOK_SECONDS
 LOOK_SECONDS = 0.05
+FAILED_SECONDS = 5.0  # that a target fails again and again, without a byte between, before it is left
 AWAY_SECONDS = 5.0  # a target that was not connected for this long, or never since the start, is left pending
 FINAL = {"durable", "failed", "declined", "away"}
 
@@ -40,6 +42,8 @@ class Watcher:
     def __init__(self, service: Service, version: RefVersion, only: bytes = b"") -> None:
         """Take the one node that counts in `only`; else all targets but this node count."""
         self.service, self.version, self.only = service, version, only
+        self._failing_since: dict[bytes, float] = {}
+        self._moved: dict[bytes, int] = {}
         others = service.replicator.others
         # What these have was there before: what an earlier transfer moved is not this one's.
         self._whole_before = {peer.node for peer in service.mesh.peers.values() if version.tree in peer.keeps}
@@ -99,6 +103,8 @@ class Watcher:
     async def look(self) -> list[NodeProgress]:
         """Return one line for each target."""
         state = await self.service.mesh.state()
+        if not any(version.tree == self.version.tree for versions in state.refs.values() for version in versions):
+            raise RefUnknown(f"{self.version} was removed meanwhile", cure="tbshare ls")
         me = self.service.identity.node
         if self.only:
             targets = [self.only]
@@ -120,10 +126,7 @@ class Watcher:
         if job is None:
             return NodeProgress(name, node.hex(), "waiting", self.version.size_bytes)
         progress = job.fetch.progress()
-        # The first failure may be a peer that has just gone; the fetch is tried again at once.
-        return self._moving(
-            node, name, progress, "waiting" if progress.state == "failed" and job.failures < 2 else ""
-        )
+        return self._moving(node, name, progress)
 
     def _peer_line(self, node: bytes, name: str) -> NodeProgress:
         service, tree, total = self.service, self.version.tree, self.version.size_bytes
@@ -147,6 +150,16 @@ class Watcher:
             return NodeProgress(name, node.hex(), "durable", total, total, 0, total)
         return self._moving(node, name, said, "durable")
 
+    def _judged(self, node: bytes, said: Progress) -> str:
+        """Return the state to show: a failure is tried again at once, so it counts after FAILED_SECONDS only."""
+        if said.state != "failed" and said.bytes_moved > self._moved.get(node, 0):
+            self._failing_since.pop(node, None)
+        self._moved[node] = said.bytes_moved
+        if said.state != "failed":
+            return said.state
+        since = self._failing_since.setdefault(node, time.monotonic())
+        return "failed" if time.monotonic() - since > FAILED_SECONDS else "waiting"
+
     def _moving(self, node: bytes, name: str, said: Progress, state: str = "") -> NodeProgress:
         names = {peer.node: peer.hello.name for peer in self.service.mesh.peers.values()}
         names[self.service.identity.node] = self.service.name()
@@ -154,7 +167,7 @@ class Watcher:
             SourceLine(names.get(source.node, source.node[:4].hex()), source.rate, source.bytes)
             for source in said.sources
         ]
-        shown = state or said.state
+        shown = state or self._judged(node, said)
         rate = sum(source.rate for source in sources) if shown == "fetching" else 0.0
         left = said.bytes_total - said.bytes_present
         return NodeProgress(

@@ -13,12 +13,13 @@ import msgspec
 
 from tbshare.content import cut as cuts
 from tbshare.content.block import BLOCK_BYTES, HASH_BYTES, BlockId, ObjectId, named_hash
-from tbshare.content.weights import Header, Tensor, checked
+from tbshare.content.weights import HEADER_BYTES_MAX, Header, Tensor, checked
 from tbshare.errors import FormatInvalid, HeaderInvalid
 
 LEVEL = 1
 OBJECT_CONTEXT = "tbshare 2026-11-23 object id from manifest"
 SIZE_MAX = 1 << 50
+HEADER_SLACK_BYTES = 1 << 20  # a GGUF header is padded to its alignment
 
 _TensorRow = tuple[str, str, list[int], int, int]
 
@@ -131,7 +132,7 @@ def _header(fields: _Encoded) -> Header | None:
         if fields.format or fields.data_start or fields.tensors:
             raise FormatInvalid("a manifest cut in fixed blocks names tensors")
         return None
-    if not 0 <= fields.data_start <= fields.size:
+    if not 0 <= fields.data_start <= min(fields.size, HEADER_BYTES_MAX + HEADER_SLACK_BYTES):
         raise FormatInvalid("a manifest whose data starts outside the file")
     rows = [Tensor(name, dtype, tuple(shape), start, end) for name, dtype, shape, start, end in fields.tensors]
     try:

@@ -15,12 +15,13 @@ import logging
 import time
 from collections.abc import Sequence
 from functools import partial
+from itertools import islice
 
 import trio
 
 from tbshare.content import bits
 from tbshare.content.bits import Bits
-from tbshare.content.block import BlockId, ObjectId, TreeId
+from tbshare.content.block import BlockId, ObjectId, TreeId, block_id
 from tbshare.errors import (
     BlockCorrupt,
     DiskFull,
@@ -47,8 +48,10 @@ SYNC_BYTES = 256 * 1024 * 1024  # at most this much is written and not synced wh
 ANNOUNCE_SECONDS = 0.02
 PROGRESS_SECONDS = 0.25
 TICK_SECONDS = 0.1
-WRONG_BLOCKS_MAX = 3  # from one peer; then it is not asked any more for this tree
+FAULTS_MAX = 3  # lanes from one peer that ended badly; then it is not asked any more for this tree
+STARVED_SECONDS = 5.0  # without anybody to ask for what is missing
 REUSE_BATCH = 32
+SEARCH_BATCH = 2048
 FOREIGN_SECONDS = 0.5  # between looks at whether the other fetch has brought in what this one needs too
 
 
@@ -59,7 +62,8 @@ class _Holder:
         self.peer = peer
         self.holds: Bits = 0
         self.told = False
-        self.wrong = 0
+        self.wrong = 0  # lanes that ended by a wrong block or a broken protocol
+        self.silent = 0  # lanes in a row that had to be cut
         self.bytes = 0
 
 
@@ -98,10 +102,12 @@ class TreeFetch:
         self._failure: TbshareError | None = None
         self._wake = trio.Event()
         self._begun = False
+        self._unsearched: Bits = 0  # not yet looked for in this store
         self._foreign = 0  # bytes of objects that another fetch is bringing in
         self.limit = 0.0  # bytes per second to ask for at most; 0 means no limit
         self._limit_from = time.monotonic()
         self._asked_bytes = 0
+        self._fed_at = 0.0  # monotonic; when somebody had something that is missing
 
     # from outside ----------------------------------------------------------------------------------------------
 
@@ -138,6 +144,7 @@ class TreeFetch:
         self._in_flight.pop(unit, None)
         self.bytes_moved += self._sizes[unit]
         self._holders[node].bytes += self._sizes[unit]
+        self._holders[node].silent = 0
         self._note_here(unit)
 
     def lost(self, node: bytes, units: Sequence[int], *, reason: str, refused: bool) -> None:
@@ -148,10 +155,15 @@ class TreeFetch:
                 del self._in_flight[unit]
             if refused and holder is not None:
                 holder.holds &= ~(1 << unit)
-        if reason == "wrong bytes" and holder is not None:
-            holder.wrong += 1
-            _log.warning("%s sent a block that is not what it should be", holder.peer.hello.name)
         self._wake.set()
+
+    def fault(self, node: bytes, *, wrong: bool) -> None:
+        """Note that a lane brought what it must not, or nothing; who does so repeatedly is asked no more."""
+        holder = self._holders.get(node)
+        if holder is not None:
+            holder.wrong += wrong
+            holder.silent += not wrong
+            self._wake.set()
 
     def failed(self, unit: int, error: OSError) -> None:
         """Note that this node's disk did not take a block."""
@@ -204,7 +216,8 @@ class TreeFetch:
             error = innermost(group)
             if isinstance(error, OSError):
                 error = TbshareError(f"the disk of this node: {error.strerror or error}", cure="tbshare status")
-            self.state = "declined" if isinstance(error, FormatInvalid) else "failed"
+            # Declined: trying again changes nothing until somebody does something about it.
+            self.state = "declined" if isinstance(error, FormatInvalid | DiskFull) else "failed"
             self.reason = str(error)
             raise error from None
         finally:
@@ -239,10 +252,11 @@ class TreeFetch:
         if self._arriving:
             try:
                 await trio.to_thread.run_sync(self._store.sync_arriving, self._arriving)
-            except (OSError, DiskFull) as error:
+            except Exception as error:  # noqa: BLE001 - whatever it is, the objects must be let go
                 _log.warning("what arrived last could not be synced: %s", error)
-            for arriving in self._arriving:
-                self._store.abandon(arriving.manifest.id)
+            finally:
+                for arriving in self._arriving:
+                    self._store.abandon(arriving.manifest.id, arriving)
         if self.state == "fetching":
             self.state = "waiting"
         message = self.progress()
@@ -291,6 +305,9 @@ class TreeFetch:
                     self._held_back |= 1 << unit
             self._here |= arriving.readable << base
         self._held_back &= ~self._here
+        # None is asked for before it is known not to be here.
+        self._unsearched = bits.full(len(self._units)) & ~self._here & ~self._held_back
+        self._held_back |= self._unsearched
         here = self.bytes_total - self._foreign - sum(self._sizes) + self._size_of(self._here)
         self.bytes_start = here - self.bytes_moved - self.bytes_reused
         for earlier, copies in self._copies.items():
@@ -318,6 +335,7 @@ class TreeFetch:
         return self._here == bits.full(len(self._units))
 
     async def _ask_until_done(self) -> None:
+        self._fed_at = time.monotonic()
         while not self._complete:
             if self._failure is not None:
                 raise self._failure
@@ -329,16 +347,20 @@ class TreeFetch:
     async def _ask(self) -> None:
         """Decide what to ask of whom, and ask."""
         views, usable = self._views()
-        if self._in_flight and len(views) > 1:
+        if self._in_flight and views:
             requests = [Request(node, unit, self._sizes[unit]) for unit, node in self._in_flight.items()]
             moved = steals(requests, self._needed(), self._sizes, views)
             for steal in moved:
                 await self._lanes.cancel(steal.loser, self, {steal.block})
+                self._in_flight.pop(steal.block, None)
+            if moved:
+                views, usable = self._views()  # the winner may have gone meanwhile: then its block is needed again
             for steal in moved:
-                if not bits.contains(self._here, steal.block):
+                if not bits.contains(self._here, steal.block) and steal.winner in usable:
                     await self._request(steal.winner, usable[steal.winner], [steal.block])
             if moved:
                 views, usable = self._views()
+        self._check_starved(views)
         if self.limit and self._asked_bytes > self.limit * (time.monotonic() - self._limit_from):
             return
         wanted: dict[bytes, list[int]] = {}
@@ -346,6 +368,17 @@ class TreeFetch:
             wanted.setdefault(assignment.peer, []).append(assignment.block)
         for node, units in wanted.items():
             await self._request(node, usable[node], units)
+
+    def _check_starved(self, views: Sequence[PeerView]) -> None:
+        """ObjectMissing when for a while nobody that may be asked has any of what is missing."""
+        needed, now = self._needed(), time.monotonic()
+        if self._in_flight or not needed or any(view.holds & needed for view in views):
+            self._fed_at = now
+        elif now - self._fed_at > STARVED_SECONDS:
+            size = self._size_of(needed)
+            raise ObjectMissing(
+                f"{size / 1e6:.1f} MB of it come from no node that is connected", cure="tbshare node ls"
+            )
 
     def _needed(self) -> Bits:
         return bits.full(len(self._units)) & ~self._here & ~self._held_back & ~bits.of(self._in_flight)
@@ -359,7 +392,7 @@ class TreeFetch:
         for node, holder in self._holders.items():
             if (
                 not holder.holds
-                or holder.wrong >= WRONG_BLOCKS_MAX
+                or max(holder.wrong, holder.silent) >= FAULTS_MAX
                 or self._mesh.peers.get(node) is not holder.peer
             ):
                 continue
@@ -399,12 +432,14 @@ class TreeFetch:
 
     async def _reuse(self) -> None:
         """Fill blocks from other objects of this store, and copies within the tree, as they come."""
-        missing = bits.full(len(self._units)) & ~self._here & ~self._held_back
-        self._held_back |= missing  # none is asked for before it is known not to be here
-        found = await trio.to_thread.run_sync(self._find_local, missing)
-        self._held_back &= ~missing | bits.of(found)
-        self._wake.set()
-        pending = list(found.items())
+        pending: list[tuple[int, tuple[ObjectId, int]]] = []
+        while self._unsearched:
+            batch_units = bits.of(islice(bits.members(self._unsearched), SEARCH_BATCH))
+            found = await trio.to_thread.run_sync(self._find_local, batch_units)
+            self._unsearched &= ~batch_units
+            self._held_back &= ~batch_units | bits.of(found)
+            pending += found.items()
+            self._wake.set()
         while True:
             while pending or self._to_copy:
                 batch, pending = pending[:REUSE_BATCH], pending[REUSE_BATCH:]
@@ -417,8 +452,10 @@ class TreeFetch:
                 for unit in done:
                     self.bytes_reused += self._sizes[unit]
                     self._note_here(unit)
-                failed = {unit for unit, _ in batch} | {unit for _, unit in copies}
-                self._held_back &= ~bits.of(failed)
+                tried = {unit for unit, _ in batch} | {unit for _, unit in copies}
+                self._held_back &= ~bits.of(tried)  # what could not be copied is asked for
+                if self._provider.suspects:
+                    self._provider.suspected.set()
                 self._wake.set()
             await trio.sleep(ANNOUNCE_SECONDS)
 
@@ -436,7 +473,7 @@ class TreeFetch:
         for unit, (object_id, number) in batch:
             try:
                 data = self._store.read_block(object_id, number)
-            except (BlockCorrupt, ObjectMissing) as error:
+            except (BlockCorrupt, ObjectMissing, OSError) as error:
                 _log.warning("a block here could not be used again: %s", error)
                 self._provider.suspects.append((object_id, number))
                 continue
@@ -446,7 +483,11 @@ class TreeFetch:
         for source, unit in copies:
             arriving, own = self._units[source]
             target, number = self._units[unit]
-            target.write(number, memoryview(arriving.read(own)))
+            data = arriving.read(own)
+            if block_id(data) != target.manifest.block(number):
+                _log.warning("a block that has just arrived is not on the disk as it came; it is asked for again")
+                continue
+            target.write(number, memoryview(data))
             done.append(unit)
         return done
 

@@ -22,12 +22,23 @@ from tbshare.transport.lane_receive import ReceiveLane
 from tbshare.transport.link import SKIP, Late, Target
 from tbshare.transport.pool import BufferPool
 from tbshare.wire import limits
-from tbshare.wire.message import AnyMessage, Cancel, Corrupt, Fetch, LaneOpen, LaneReady, Refused, Wanted
+from tbshare.wire.lane import KEY_BYTES
+from tbshare.wire.message import (
+    NO_SUCH_LANE,
+    AnyMessage,
+    Cancel,
+    Corrupt,
+    Fetch,
+    LaneOpen,
+    LaneReady,
+    Refused,
+    Wanted,
+)
 
 _log = logging.getLogger("tbshare.peers.lanes")
 REOPEN_SECONDS = 1.0
-DEAD_LANE_SECONDS = 4.0  # a lane that stays suspect this long is cut and opened again
-BLOCK_SECONDS_MAX = 60.0  # for one block: below 70 KB/s a lane only holds a buffer
+DEAD_LANE_SECONDS = 1.5  # a lane that stays suspect this long is cut and opened again
+BLOCK_SECONDS_MAX = 600.0  # for one block: below 7 KB/s a lane only holds a buffer
 
 
 class Fetching(Protocol):
@@ -41,6 +52,10 @@ class Fetching(Protocol):
 
     def lost(self, node: bytes, units: Sequence[int], *, reason: str, refused: bool) -> None:
         """Note that these will not come from this node; `refused` means it does not have them."""
+        ...
+
+    def fault(self, node: bytes, *, wrong: bool) -> None:
+        """Note that a lane ended because of what its provider sent (`wrong`), or did not send."""
         ...
 
     def failed(self, unit: int, error: OSError) -> None:
@@ -68,6 +83,7 @@ class Lane:
         self.outstanding = 0
         self.expected: dict[int, _Expected] = {}
         self.asked_at = 0.0  # monotonic; when something was asked for while nothing was outstanding
+        self.cut = False  # because it was silent
         self.suspect_at = 0.0  # of its last byte when it became suspect; 0 while it is not
         self._token = trio.lowlevel.current_trio_token()
 
@@ -117,7 +133,8 @@ class Lane:
         for request in requests:
             expected = self._pop(request)
             if expected is not None and not expected.dropped:
-                expected.fetch.lost(self.peer.node, [expected.unit], reason=reason, refused=True)
+                # A lane that is gone says nothing about what the provider holds.
+                expected.fetch.lost(self.peer.node, [expected.unit], reason=reason, refused=reason != NO_SUCH_LANE)
 
     def drop_all(self, reason: str) -> None:
         """Give back to their fetches whatever is outstanding."""
@@ -141,7 +158,8 @@ class Lane:
             return False
         since = self.end.block_since_seconds
         trickles = since is not None and now - since > BLOCK_SECONDS_MAX
-        return trickles or (self.outstanding > 0 and self.quiet_seconds(now) > DEAD_LANE_SECONDS)
+        waits = self.outstanding > 0 or self.suspect_at > 0
+        return trickles or (waits and self.quiet_seconds(now) > DEAD_LANE_SECONDS)
 
     def quiet_seconds(self, now: float) -> float:
         """Return for how long nothing has come, counted from the first request at the earliest."""
@@ -217,6 +235,7 @@ class Lanes:
                         for lane in lanes.lanes:
                             if lane.end is not None and lane.must_end(now):
                                 _log.warning("a lane from %s is silent; it is opened again", lane.peer.hello.name)
+                                lane.cut = True
                                 lane.end.close()
                     before = now
             finally:
@@ -248,8 +267,8 @@ class Lanes:
             with trio.fail_after(limits.HANDSHAKE_SECONDS):
                 await event.wait()
             ready = self._answers.pop(key)
-            if bool(ready.key) != sealed:
-                raise PeerError("a lane was offered without the seal that was asked for, or with one that was not")
+            if len(ready.key) != (KEY_BYTES if sealed else 0) or not 0 < ready.port < 65536:
+                raise PeerError("a lane was offered that is not what was asked for")
             dial = partial(
                 connect_lane, (peer.lane_host, ready.port), ready.admission, ready.token, source=peer.local_host
             )
@@ -258,6 +277,9 @@ class Lanes:
             lanes.lanes.append(lane)
         except (PeerError, PeerUnreachable, OSError, trio.TooSlowError, KeyError) as error:
             _log.info("no lane from %s: %s", peer.hello.name, error)
+            lanes.reopen_at = time.monotonic() + REOPEN_SECONDS
+        except Exception:  # noqa: BLE001 - what one peer offers does not end the daemon
+            _log.exception("no lane from %s", peer.hello.name)
             lanes.reopen_at = time.monotonic() + REOPEN_SECONDS
         finally:
             lanes.opening = False
@@ -273,8 +295,9 @@ class Lanes:
     ) -> None:
         """Ask for blocks, given as (unit, object, index, target), spread over the peer's lanes."""
         batches: dict[Lane, list[Wanted]] = {}
+        now = time.monotonic()
         for unit, object_id, index, target in wanted:
-            lane = min(lanes.lanes, key=lambda lane: lane.outstanding_bytes)
+            lane = min(lanes.lanes, key=lambda lane: (lane.is_suspect(now), lane.outstanding_bytes))
             request = next(self._requests)
             lane.expected[request] = _Expected(fetch, unit, object_id, index, target)
             if not lane.outstanding:
@@ -289,12 +312,12 @@ class Lanes:
 
     async def cancel(self, node: bytes, fetch: Fetching, units: set[int] | None = None) -> None:
         """Take back requests of a fetch at one peer, all or some; what still arrives is dropped."""
-        for (peer_node, _), lanes in self.by_peer.items():
+        for (peer_node, _), lanes in list(self.by_peer.items()):
             if peer_node != node:
                 continue
-            for lane in lanes.lanes:
+            for lane in list(lanes.lanes):
                 numbers: list[int] = []
-                for request, expected in lane.expected.items():
+                for request, expected in list(lane.expected.items()):
                     if (
                         expected.fetch is fetch
                         and not expected.dropped
@@ -316,6 +339,11 @@ class Lanes:
                 lanes.reopen_at = time.monotonic() + (REOPEN_SECONDS if error is not None else 0.0)
         if error is not None:
             _log.info("a lane from %s ended: %s", lane.peer.hello.name, error)
+        wrong = isinstance(error, BlockCorrupt | PeerError)
+        if wrong or lane.cut:
+            waiting = [expected.fetch for expected in lane.expected.values() if not expected.dropped]
+            for fetch in {id(fetch): fetch for fetch in waiting}.values():
+                fetch.fault(lane.peer.node, wrong=wrong)
         if isinstance(error, BlockCorrupt):
             self._complain(lane)
         lane.drop_all(str(error or "the lane was closed"))
@@ -351,4 +379,5 @@ class Lanes:
                     if lane.end is not None:
                         lane.end.close()
                     lane.drop_all("the peer left")
+                lanes.lanes.clear()  # who still holds these must find that there is nothing to ask on
         self._tell()

@@ -14,7 +14,7 @@ from functools import partial
 import trio
 
 from tbshare import __version__
-from tbshare.errors import PeerError, PeerUnreachable
+from tbshare.errors import DiskFull, PeerError, PeerUnreachable, StoreUnusable
 from tbshare.peers.identity import Identity, short
 from tbshare.transport import control
 from tbshare.transport.control import ControlSession
@@ -78,11 +78,15 @@ def split_address(address: str, default_port: int = limits.DEFAULT_PORT) -> tupl
     """Return host and port of `host`, `host:port` or `[v6]:port`."""
     if address.startswith("["):
         host, _, rest = address[1:].partition("]")
-        return host, int(rest[1:]) if rest[1:].isdigit() else default_port
+        return host, int(rest[1:]) if _is_port(rest[1:]) else default_port
     host, colon, port = address.rpartition(":")
-    if colon and port.isdigit() and ":" not in host:
+    if colon and _is_port(port) and ":" not in host:
         return host, int(port)
     return address, default_port
+
+
+def _is_port(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) <= 5 and int(text) < 65536
 
 
 class Mesh:
@@ -104,6 +108,7 @@ class Mesh:
         self._state_changed: list[Callable[[State], Awaitable[None]]] = []
         self._nursery: trio.Nursery | None = None
         self._redial = trio.Event()
+        self._greeting: set[bytes] = set()  # dialled, and not yet a peer
         self.keeps_here: Callable[[], Iterable[bytes]] = lambda: ()
         self.addresses_changed: Callable[[], None] = lambda: None
 
@@ -161,7 +166,11 @@ class Mesh:
             await peer.send(Entries(entries))
 
     async def _on_entries(self, peer: Peer, message: Entries) -> None:
-        received = await trio.to_thread.run_sync(self.log.receive, message.entries)
+        try:
+            received = await trio.to_thread.run_sync(self.log.receive, message.entries)
+        except (DiskFull, StoreUnusable, OSError) as error:
+            _log.warning("entries from %s could not be kept: %s", peer.hello.name, error)
+            return
         for reason in received.rejected:
             _log.info("an entry from %s was not taken: %s", peer.hello.name, reason)
         if received.accepted:
@@ -174,7 +183,10 @@ class Mesh:
             await peer.send(Vector(await trio.to_thread.run_sync(self.log.summary)))
 
     async def _on_acknowledged(self, peer: Peer, message: Acknowledged) -> None:
-        await trio.to_thread.run_sync(self.log.acknowledge, peer.node, message.heads)
+        try:
+            await trio.to_thread.run_sync(self.log.acknowledge, peer.node, message.heads)
+        except (DiskFull, StoreUnusable, OSError) as error:
+            _log.warning("what %s acknowledged could not be noted: %s", peer.hello.name, error)
 
     # sessions --------------------------------------------------------------------------------------------------
 
@@ -188,7 +200,8 @@ class Mesh:
                 pause = REDIAL_SECONDS_MIN
                 try:
                     while node in await trio.to_thread.run_sync(self.log.trusted):
-                        if node not in self.peers and self.addresses.get(node):
+                        connected = node in self.peers or node in self._greeting
+                        if not connected and self.addresses.get(node):
                             if await self._dial(node):
                                 pause = REDIAL_SECONDS_MIN
                             else:
@@ -217,10 +230,10 @@ class Mesh:
 
         async def attempt(address: str, delay: float) -> None:
             await trio.sleep(delay)
-            host, port = split_address(address)
             try:
+                host, port = split_address(address)
                 session = await control.dial(host, port, self.identity, peer=node, certificate=certificate)
-            except (PeerError, PeerUnreachable, OSError, ValueError) as error:
+            except (PeerError, PeerUnreachable, OSError, ValueError, OverflowError) as error:
                 _log.debug("no session with %s at %s: %s", short(node), address, error)
                 return
             won.append(session)
@@ -232,6 +245,7 @@ class Mesh:
         for session in won[1:]:
             await session.aclose()
         if won and self._nursery is not None:
+            self._greeting.add(node)
             self._nursery.start_soon(self._run_session, won[0], True)
         return bool(won)
 
@@ -256,6 +270,7 @@ class Mesh:
             except Exception:  # noqa: BLE001 - a session that meets a bug of ours ends alone
                 _log.exception("the session with %s ended by an error here", short(session.node))
             finally:
+                self._greeting.discard(session.node)
                 with trio.move_on_after(2, shield=True):
                     await session.aclose()
                 nursery.cancel_scope.cancel()
@@ -294,12 +309,13 @@ class Mesh:
             smaller_dialled = peer.dialled == (self.identity.node < peer.node)
             if not smaller_dialled:
                 return False
-            del self.peers[peer.node]
+        self.peers[peer.node] = peer  # before anything is awaited: a third session must find it
+        self._greeting.discard(peer.node)
+        if standing is not None:
             for call in self._left:
                 await call(standing)
             await standing.session.aclose()
-        self.peers[peer.node] = peer
-        return True
+        return self.peers.get(peer.node) is peer
 
     async def _start(self, peer: Peer) -> None:
         host = peer.lane_host
@@ -319,7 +335,8 @@ class Mesh:
 
     def learn(self, node: bytes, addresses: Iterable[str]) -> None:
         """Remember where a node can be dialled, the surest first."""
-        merged = list(dict.fromkeys([*addresses, *self.addresses.get(node, [])]))[:ADDRESSES_MAX]
+        given = (text for text in addresses if len(text) <= ADDRESS_LETTERS_MAX)
+        merged = list(dict.fromkeys([*given, *self.addresses.get(node, [])]))[:ADDRESSES_MAX]
         if len(self.addresses) >= NODES_MAX and node not in self.addresses:
             return
         if merged != self.addresses.get(node) and node != self.identity.node:
@@ -336,9 +353,10 @@ class Mesh:
             case Acknowledged():
                 await self._on_acknowledged(peer, message)
             case Introduce():
+                trusted = await trio.to_thread.run_sync(self.log.trusted)
                 for known in message.nodes[:NODES_MAX]:
-                    merged = [*self.addresses.get(known.node, []), *known.addresses]
-                    self.learn(known.node, [text for text in merged if len(text) <= ADDRESS_LETTERS_MAX])
+                    if known.node in trusted:
+                        self.learn(known.node, [*self.addresses.get(known.node, []), *known.addresses])
             case Keeps():
                 peer.keeps |= set(message.trees)
                 peer.keeps -= set(message.gone)

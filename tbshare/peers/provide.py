@@ -26,6 +26,7 @@ from tbshare.transport.rate import RateLimit
 from tbshare.wire import lane as lane_wire
 from tbshare.wire import limits
 from tbshare.wire.message import (
+    NO_SUCH_LANE,
     AnyMessage,
     Cancel,
     Corrupt,
@@ -40,6 +41,7 @@ from tbshare.wire.message import (
     Refused,
     Unwant,
     Want,
+    Wanted,
 )
 
 _log = logging.getLogger("tbshare.peers.provide")
@@ -91,6 +93,7 @@ class Provider:
         self.suspects: list[tuple[ObjectId, int]] = []  # blocks peers complained of, for the verifier
         self.suspected = trio.Event()
         self.bytes_served = 0
+        self.must_seal: Callable[[Peer], bool] = lambda _: False  # whether no payload may go plain on this link
         self._lanes: dict[tuple[bytes, int], _Lane] = {}
         self._waiting: dict[int, _Lane] = {}  # by admission, until they are dialled
         self._admissions = lane_wire.Tokens()
@@ -196,6 +199,8 @@ class Provider:
         mine = [lane for lane in self._lanes.values() if lane.peer == peer.node]
         if len(mine) >= LANES_PER_PEER_MAX or (peer.node, message.lane) in self._lanes:
             raise PeerError("too many lanes, or one number twice")
+        if not message.sealed and self.must_seal(peer):
+            raise PeerError(f"{peer.hello.name} asked for a lane without a seal on a link that needs one")
         key = secrets.token_bytes(lane_wire.KEY_BYTES) if message.sealed else b""
         token = secrets.token_bytes(lane_wire.TOKEN_BYTES)
         self._last_admission += 1
@@ -246,27 +251,38 @@ class Provider:
         assert isinstance(message, Fetch)
         lane = self._lanes.get((peer.node, message.lane))
         if lane is None:
-            await peer.send(Refused(message.lane, [wanted.request for wanted in message.blocks], "no such lane"))
+            await peer.send(Refused(message.lane, [wanted.request for wanted in message.blocks], NO_SUCH_LANE))
             return
         if len(message.blocks) > limits.BLOCKS_PER_FETCH:
             raise PeerError("too many blocks asked for at once")
         objects = self._objects.get(message.tree)
         if objects is None:
             objects = await self._objects_of(peer, message.tree)
-        items: list[Item] = []
-        refused: list[int] = []
-        for wanted in message.blocks:
-            place = None
-            if wanted.object in objects:
-                place = self.store.open_block(ObjectId(wanted.object), wanted.index)
-            if place is None:
-                refused.append(wanted.request)
-            else:
-                items.append(Item(wanted.request, place.descriptor, place.offset, place.length, place.release))
-                self.bytes_served += place.length
+        known = [wanted for wanted in message.blocks if wanted.object in objects]
+        items = await trio.to_thread.run_sync(self._items, known)
+        self.bytes_served += sum(item.length for item in items)
+        if self._lanes.get((peer.node, message.lane)) is not lane:  # it ended while the files were opened
+            for item in items:
+                item.release()
+            return
         self._queue(lane, items)
+        opened = {item.request for item in items}
+        refused = [wanted.request for wanted in message.blocks if wanted.request not in opened]
         if refused:
             await peer.send(Refused(message.lane, refused, "not here"))
+
+    def _items(self, blocks: list[Wanted]) -> list[Item]:
+        """Open blocks for sending; what is not here, or cannot be opened now, is left out."""
+        items: list[Item] = []
+        for wanted in blocks:
+            try:
+                place = self.store.open_block(ObjectId(wanted.object), wanted.index)
+            except (OSError, BlockCorrupt, ObjectMissing) as error:
+                _log.warning("block %d of %s cannot be read: %s", wanted.index, wanted.object.hex(), error)
+                continue
+            if place is not None:
+                items.append(Item(wanted.request, place.descriptor, place.offset, place.length, place.release))
+        return items
 
     @staticmethod
     def _queue(lane: _Lane, items: list[Item]) -> None:

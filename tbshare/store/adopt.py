@@ -24,7 +24,7 @@ from tbshare.store.source import SourceFile, shown
 from tbshare.store.store import Store
 
 NOTE = "moved from "  # begins the note of the pin that keeps adopted objects
-_F_SETLEASE = 1024
+_F_SETLEASE, _F_GETLEASE = 1024, 1025
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +35,7 @@ class Adopted:
     object_id: ObjectId
     mode: int
     linked: bool
+    marks: tuple[int, int, int]  # inode, size and mtime_ns of what was hashed
 
 
 def check(store: Store, file: SourceFile, descriptor: int) -> None:
@@ -51,8 +52,7 @@ def check(store: Store, file: SourceFile, descriptor: int) -> None:
         raise InputRefused(f"{name} has {status.st_nlink} hard links; one is allowed", cure="push without --move")
     if sys.platform == "linux":
         try:
-            fcntl.fcntl(descriptor, _F_SETLEASE, fcntl.F_RDLCK)
-            fcntl.fcntl(descriptor, _F_SETLEASE, fcntl.F_UNLCK)
+            fcntl.fcntl(descriptor, _F_SETLEASE, fcntl.F_RDLCK)  # until `link`, or until the file is closed
         except OSError as error:
             if error.errno in (errno.EAGAIN, errno.EACCES):
                 raise InputRefused(
@@ -66,14 +66,33 @@ def link(store: Store, file: SourceFile, descriptor: int, found: Manifest) -> li
     if (status.st_size, status.st_mtime_ns) != (file.size, file.mtime_ns):
         raise SourceChanged(f"{shown(file.path)} changed while it was read", cure="push again")
     mode = stat.S_IMODE(status.st_mode)
+    marks = (status.st_ino, status.st_size, status.st_mtime_ns)
     if store.is_whole(found.id):
-        return [Adopted(file.real, found.id, mode, linked=False)]
+        return [Adopted(file.real, found.id, mode, linked=False, marks=marks)]
     os.fchmod(descriptor, 0o444)
     disk.sync_file(descriptor)
     temporary = store.home.temporary("adopt")
-    os.link(file.real, temporary)
+    os.link(file.real, temporary, follow_symlinks=False)
+    if _marks(temporary) != marks or not _lease_held(descriptor):
+        temporary.unlink()  # another file has this name now, or somebody has opened it for writing
+        os.fchmod(descriptor, mode)
+        raise SourceChanged(f"{shown(file.path)} changed while it was read", cure="push again")
     store.adopt_file(found, temporary, "exact")
-    return [Adopted(file.real, found.id, mode, linked=True)]
+    if sys.platform == "linux":
+        fcntl.fcntl(descriptor, _F_SETLEASE, fcntl.F_UNLCK)
+    return [Adopted(file.real, found.id, mode, linked=True, marks=marks)]
+
+
+def _marks(path: Path) -> tuple[int, int, int] | None:
+    with contextlib.suppress(FileNotFoundError):
+        status = os.lstat(path)
+        return status.st_ino, status.st_size, status.st_mtime_ns
+    return None
+
+
+def _lease_held(descriptor: int) -> bool:
+    """Return whether nobody has opened the file for writing since `check`; where it cannot be told, True."""
+    return sys.platform != "linux" or fcntl.fcntl(descriptor, _F_GETLEASE) == fcntl.F_RDLCK
 
 
 def roll_back(store: Store, adopted: Iterable[Adopted]) -> None:
@@ -90,8 +109,8 @@ def leave_links(store: Store, adopted: Iterable[Adopted]) -> int:
     moved = 0
     for each in adopted:
         extents = store.extents(each.object_id)
-        if len(extents) != 1:
-            continue  # the bytes were here before, in another layout
+        if len(extents) != 1 or _marks(each.real) != each.marks:
+            continue  # the bytes were here before in another layout; or the user has saved another file there
         place = each.real.with_name(f".{each.real.name}.tbshare-link")
         place.unlink(missing_ok=True)
         os.symlink(extents[0].path, place)
@@ -108,13 +127,13 @@ def undo(store: Store, root: Path) -> int:
     """
     objects = store.home.folder("objects").resolve()
     links = _links(root)
-    ours = [each for each in links if objects in Path(os.readlink(each)).parents]
+    ours = [each for each in links if objects in Path(os.path.realpath(each)).parents]
     if not ours:
         raise InputRefused(f"nothing below {root} was moved into the store", cure="check the path")
     store.check_room(sum(each.stat().st_size for each in ours))
     for each in ours:
         temporary = each.with_name(f".{each.name}.tbshare-undo")
-        _copy(Path(os.readlink(each)), temporary)
+        _copy(Path(os.path.realpath(each)), temporary)
         os.replace(temporary, each)
         disk.sync_directory(each.parent)
     return len(ours)

@@ -10,7 +10,7 @@ import contextlib
 import errno
 import os
 from pathlib import Path
-from threading import Lock
+from threading import Condition, Lock
 
 from tbshare.content import bits, layout
 from tbshare.content.bits import Bits
@@ -33,6 +33,8 @@ class Arriving:
         self.written: Bits = 0
         self._failures = 0
         self._lock = Lock()
+        self._idle = Condition(self._lock)  # told when `_writers` falls
+        self._sealed = False
         self._closed = False
         self._writers = 0
         self._memory = bytearray(manifest.size) if self.small else None
@@ -73,7 +75,7 @@ class Arriving:
         completed. OSError (EBADF) once the object was closed.
         """
         with self._lock:
-            if self._closed:
+            if self._closed or self._sealed:
                 raise OSError(errno.EBADF, "the object is no longer arriving")
             if (self.present | self.written) >> number & 1:
                 return
@@ -88,6 +90,7 @@ class Arriving:
         finally:
             with self._lock:
                 self._writers -= 1
+                self._idle.notify_all()
                 self._close_if_unused()
         with self._lock:
             if failures != self._failures:  # its pages may be among those that the sync has dropped
@@ -119,8 +122,9 @@ class Arriving:
             return False
         with self._lock:
             batch = self.written
-        if not batch:
-            return False
+            if not batch or self._closed:
+                return False
+            self._writers += 1  # keeps the descriptor
         try:
             disk.sync_file(self.descriptor)
         except OSError:
@@ -128,6 +132,11 @@ class Arriving:
                 self.written = 0  # and not only the batch: a failure is reported once, for all pages
                 self._failures += 1
             raise
+        finally:
+            with self._lock:
+                self._writers -= 1
+                self._idle.notify_all()
+                self._close_if_unused()
         with self._lock:
             self.present |= batch
             self.written &= ~batch
@@ -150,6 +159,19 @@ class Arriving:
         with self._lock:
             self.present &= ~numbers
             self.written &= ~numbers
+
+    def seal(self) -> None:
+        """Let nothing be written any more, and wait for whoever writes now: the object is being completed."""
+        with self._lock:
+            self._sealed = True
+            while self._writers:
+                self._idle.wait()
+
+    @property
+    def sealed(self) -> bool:
+        """Whether it is being completed; its header may be padded already."""
+        with self._lock:
+            return self._sealed
 
     def close(self) -> None:
         """Close the file, once whoever writes now is done."""

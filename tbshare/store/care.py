@@ -75,6 +75,18 @@ def verify_object(
     return Damage(object_id, tuple(bad), f"{len(bad)} of {found.block_count} blocks are not what was written")
 
 
+def is_wrong(store: Store, object_id: ObjectId, number: int) -> bool:
+    """Return whether one block of a whole object is not what was written; False for what is not here."""
+    found = store.manifest(object_id)
+    if found is None or number >= found.block_count or not store.is_whole(object_id):
+        return False
+    try:
+        store.read_block(object_id, number)
+    except (BlockCorrupt, ObjectMissing, OSError):
+        return True
+    return False
+
+
 def quarantine(store: Store, damage: Damage) -> None:
     """Put an object with corrupt blocks aside; its good blocks become a partial object that can be filled again.
 
@@ -161,32 +173,36 @@ def collect(store: Store, live: set[bytes], live_trees: set[bytes]) -> tuple[int
 
 def compact(store: Store) -> None:
     """Write the living records of packs that are mostly dead anew, and delete those packs."""
-    living: dict[int, int] = {}
     records = store.index.records()
-    for _, _, place in records:
-        living[place.pack] = living.get(place.pack, 0) + place.length
-    for number in store.packs.numbers():
-        size = store.packs.path(number).stat().st_size
-        if size == 0 or living.get(number, 0) > size * (1 - COMPACT_SHARE):
-            continue
+    dead = _mostly_dead(store, records)
+    if store.packs.last in dead:
+        records = store.close_pack()  # nothing is appended to any of these from here on
+    for number in dead:
         inside = [record for record in records if record[2].pack == number]
         if not all(_sound(store, record) for record in inside):
             continue  # a pack with a rotten record stays until verify has found it
-        if number == store.packs.last:
-            store.packs.begin_new()
         moved = [
             (kind, record_id, place, store.packs.append(kind, record_id, store.packs.read(kind, record_id, place)))
             for kind, record_id, place in inside
         ]
         store.sync_records()
-        with store.index.transaction():  # not before: rows of a pack that the power took are dropped
+        # Not before: rows of a pack that the power took are dropped. Durably: the number may be used again.
+        with store.index.transaction(durable=True):
             for kind, record_id, old, new in moved:
                 if store.index.record(kind, record_id) == old:
                     store.index.add_record(kind, record_id, new)
-        if number != store.packs.last:
             store.index.forget_pack(number)
-            store.forget_path(store.packs.path(number))
-            store.packs.remove(number)
+        store.forget_path(store.packs.path(number))
+        store.packs.remove(number)
+
+
+def _mostly_dead(store: Store, records: list[tuple[Kind, bytes, Place]]) -> list[int]:
+    """Return the packs of which less than 1 - COMPACT_SHARE is still needed."""
+    living: dict[int, int] = {}
+    for _, _, place in records:
+        living[place.pack] = living.get(place.pack, 0) + place.length
+    sizes = {number: store.packs.path(number).stat().st_size for number in store.packs.numbers()}
+    return [number for number, size in sizes.items() if living.get(number, 0) < size * (1 - COMPACT_SHARE)]
 
 
 def _sound(store: Store, record: tuple[Kind, bytes, Place]) -> bool:

@@ -66,8 +66,8 @@ class Packs:
         self._lock = Lock()
         self._sync_lock = Lock()  # taken before `_lock`; held while a sync runs, so that reading goes on
         self._descriptors: dict[int, int] = {}
-        self._unsynced: dict[int, list[tuple[Kind, bytes]]] = {}
-        self._lost: list[tuple[Kind, bytes]] = []
+        self._unsynced: dict[int, list[tuple[Kind, bytes, Place]]] = {}
+        self._lost: list[tuple[Kind, bytes, Place]] = []
         numbers = self.numbers()
         self._last = numbers[-1] if numbers else 0
         self._end = self.path(self._last).stat().st_size if numbers else 0
@@ -93,7 +93,7 @@ class Packs:
             disk.write_all(descriptor, head + payload, self._end)
             place = Place(self._last, self._end + _HEAD.size, len(payload))
             self._end = place.offset + place.length
-            self._unsynced.setdefault(self._last, []).append((kind, record_id))
+            self._unsynced.setdefault(self._last, []).append((kind, record_id, place))
         return place
 
     def sync(self) -> None:
@@ -120,7 +120,7 @@ class Packs:
                     self._end = PACK_BYTES_MAX
                 raise
 
-    def take_lost(self) -> list[tuple[Kind, bytes]]:
+    def take_lost(self) -> list[tuple[Kind, bytes, Place]]:
         """Return the records that failed syncs have lost since the last call."""
         with self._lock:
             lost, self._lost = self._lost, []
@@ -175,9 +175,10 @@ class Packs:
             self.path(number).unlink(missing_ok=True)
 
     def begin_new(self) -> None:
-        """Let the next record start a new pack."""
+        """Let nothing more be appended to the packs there are."""
         with self._lock:
-            self._end = PACK_BYTES_MAX if self._last else 0
+            if self._last:
+                self._last, self._end, self._new_pack = self._last + 1, 0, True
 
     @property
     def last(self) -> int:

@@ -13,7 +13,7 @@ from tbshare.content import bits
 from tbshare.content.block import ObjectId, block_id
 from tbshare.content.layout import PAGE_BYTES, choose
 from tbshare.content.manifest import Manifest
-from tbshare.errors import BlockCorrupt, DiskFull, FormatInvalid
+from tbshare.errors import BlockCorrupt, DiskFull, FormatInvalid, StoreUnusable
 from tbshare.store import disk
 from tbshare.store.arriving import Arriving
 from tbshare.store.home import Home
@@ -53,6 +53,8 @@ def open_index(home: Home, notices: list[str]) -> Index:
     """Open index.db; a damaged one is put aside and made again from the disk."""
     try:
         return Index(home.index)
+    except sqlite3.OperationalError as error:  # full, read-only, locked: nothing is wrong with what is in it
+        raise StoreUnusable(f"index.db cannot be opened: {error}", cure="df; tbshare up") from error
     except sqlite3.DatabaseError as error:
         notices.append(f"index.db was damaged ({error}) and was made again from the objects")
         for suffix in ("", "-wal", "-shm"):

@@ -83,9 +83,7 @@ def _matches(path: str, name: str, pattern: str) -> bool:
 def shown(path: Sequence[bytes]) -> str:
     """Return a path as text a terminal can show, whatever bytes it has."""
     text = b"/".join(path).decode("utf-8", "backslashreplace")
-    return "".join(
-        letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text
-    )
+    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
 
 
 def scan(root: Path, choice: Choice) -> Source:

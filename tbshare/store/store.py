@@ -11,7 +11,7 @@ import stat
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from threading import RLock
+from threading import Lock, RLock
 
 from tbshare.content import bits, manifest
 from tbshare.content.bits import Bits
@@ -68,10 +68,10 @@ class Store:
         self.keep_free_bytes = keep_free_bytes
         self.max_bytes = max_bytes
         self._lock = RLock()
+        self._records = Lock()  # a record is in a pack and in the index, or in neither
         self._arriving: dict[ObjectId, Arriving] = {}
         self._open: dict[Path, _OpenFile] = {}
         self._manifests: dict[ObjectId, Manifest] = {}
-        self._promised_bytes = 0
         self.notices: list[str] = []  # what recovery found, for `status`
         with contextlib.ExitStack() as undo:
             undo.callback(os.close, self._lock_descriptor)
@@ -88,13 +88,20 @@ class Store:
     # manifests and trees ---------------------------------------------------------------------------------------
 
     def add_record(self, kind: Kind, record_id: bytes, payload: bytes) -> None:
-        """Keep a record whose id has been checked; durable after `sync_records`. One that rotted is written anew."""
+        """Keep a record whose id has been checked; durable after `sync_records`. A rotten one is replaced."""
         place = self.index.record(kind, record_id)
         if place is not None:
             with contextlib.suppress(BlockCorrupt, FileNotFoundError):
                 self.packs.read(kind, record_id, place)
                 return
-        self.index.add_record(kind, record_id, self.packs.append(kind, record_id, payload))
+        with self._records:
+            self.index.add_record(kind, record_id, self.packs.append(kind, record_id, payload))
+
+    def close_pack(self) -> list[tuple[Kind, bytes, Place]]:
+        """Let nothing more be appended to the packs there are, and return all records."""
+        with self._records:
+            self.packs.begin_new()
+            return self.index.records()
 
     def sync_records(self) -> None:
         """Make every record added so far durable. OSError or DiskFull: those since the last call are gone."""
@@ -102,7 +109,9 @@ class Store:
             self.packs.sync()
         except OSError as error:
             with self.index.transaction():
-                for kind, record_id in self.packs.take_lost():
+                for kind, record_id, place in self.packs.take_lost():
+                    if self.index.record(kind, record_id) != place:
+                        continue  # a second copy was lost; the index knows the first
                     self.index.remove_record(kind, record_id)
                     if kind == Kind.CONTENT:
                         self.index.remove_object(ObjectId(record_id))
@@ -178,7 +187,7 @@ class Store:
     def is_whole(self, object_id: ObjectId) -> bool:
         """Whether all bytes of the object are here, synced."""
         row = self.index.object(object_id)
-        return row is not None and row.whole
+        return row is not None and row.whole and self.index.record(Kind.MANIFEST, object_id) is not None
 
     def held(self, object_id: ObjectId) -> Bits:
         """Return the blocks of an object that can be served now."""
@@ -235,9 +244,14 @@ class Store:
         with self._lock:
             arriving = self._arriving.get(object_id)
             if arriving is not None and not arriving.small:
-                if not arriving.readable >> number & 1:
+                header = arriving.manifest.header
+                offset = arriving.file_offset(number)
+                padded_now = arriving.sealed and arriving.layout.shift and header and offset < header.data_start
+                if not arriving.readable >> number & 1 or padded_now:
                     return None
-                return self._use(arriving.path, arriving.file_offset(number), arriving.manifest.lengths[number])
+                with contextlib.suppress(FileNotFoundError):  # it has got its final name in this moment
+                    return self._use(arriving.path, offset, arriving.manifest.lengths[number])
+                return None
         row = self.index.object(object_id)
         found = self.manifest(object_id)
         if row is None or not row.whole or found is None or number >= found.block_count:
@@ -322,7 +336,7 @@ class Store:
             partial = self.home.partial(found.id)
             present = row.present & bits.full(found.block_count) if row is not None and partial.exists() else 0
             if not present:
-                self.check_room(found.size)
+                self.check_room(max(0, found.size - _allocated_bytes(partial)))
             if found.size > SMALL_BYTES:
                 self.sync_records()  # a file whose manifest the power took could not be explained any more
                 if row is not None and row.present != present:
@@ -388,6 +402,7 @@ class Store:
         self.sync_arriving(batch)
         for arriving in batch:
             assert arriving.complete
+            arriving.seal()
             if arriving.small:
                 self.add_record(Kind.CONTENT, arriving.manifest.id, arriving.content())
             elif arriving.layout.shift:
@@ -457,11 +472,15 @@ class Store:
             self.home.partial(found.id).unlink(missing_ok=True)
             self.index.put_object(found, whole=True, place=place)
 
-    def abandon(self, object_id: ObjectId) -> None:
-        """Close an arriving object; what is present of it stays for the next attempt."""
+    def abandon(self, object_id: ObjectId, only: Arriving | None = None) -> None:
+        """Close an arriving object; what is present of it stays for the next attempt.
+
+        With `only`, nothing happens when another one stands under this id by now.
+        """
         with self._lock:
-            arriving = self._arriving.pop(object_id, None)
-            if arriving is not None:
+            arriving = self._arriving.get(object_id)
+            if arriving is not None and only in (None, arriving):
+                del self._arriving[object_id]
                 self._forget_open(arriving.path)
                 arriving.close()
 
@@ -470,14 +489,16 @@ class Store:
     def room_bytes(self) -> int:
         """Return how many more bytes may be taken in now."""
         free, _ = disk.free_bytes(self.home.root)
-        room = free - self.keep_free_bytes - self._promised_bytes
+        room = free - self.keep_free_bytes
         if self.max_bytes:
             room = min(room, self.max_bytes - self.used_bytes())
         return max(0, room)
 
     def used_bytes(self) -> int:
-        """Return the bytes of all objects here, shared or not."""
-        return sum(row.size for row in self.index.objects())
+        """Return the bytes of all objects here, shared or not, and what arriving ones have been given."""
+        rows = self.index.objects()
+        whole = sum(row.size for row in rows if row.whole)
+        return whole + sum(_allocated_bytes(self.home.partial(row.id)) for row in rows if not row.whole)
 
     def check_room(self, size: int) -> None:
         """DiskFull unless `size` more bytes may be taken in."""
@@ -508,3 +529,10 @@ class Store:
             self.index.close()
             os.close(self._lock_descriptor)
             self._lock_descriptor = -1
+
+
+def _allocated_bytes(path: Path) -> int:
+    """Return the disk space a file has been given; 0 when there is none of this name."""
+    with contextlib.suppress(FileNotFoundError):
+        return path.stat().st_blocks * 512
+    return 0

@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 
 from tbshare.content.block import ObjectId, TreeId
+from tbshare.content.tree import Entry
 from tbshare.content.tree import Kind as EntryKind
 from tbshare.errors import ObjectMissing, StoreUnusable
 from tbshare.store import disk
@@ -42,6 +43,11 @@ def view_path(store: Store, name: str, rev: str, *, code: bool) -> Path:
     return store.home.folder("views") / f"{flat}@{rev}{'+code' if code else ''}"
 
 
+def _left_out(entry: Entry) -> bool:
+    """Return whether an entry needs `allow_code`; a link too, whose name is what an engine opens."""
+    return entry.kind != EntryKind.TREE and runs_code(entry.name)
+
+
 def materialise(store: Store, tree_id: TreeId, directory: Path, *, allow_code: bool) -> list[str]:
     """Make `directory` show a tree; return the paths left out because they run code.
 
@@ -49,9 +55,7 @@ def materialise(store: Store, tree_id: TreeId, directory: Path, *, allow_code: b
     """
     walked = store.walk(tree_id)
     left_out = [
-        b"/".join(path).decode("utf-8", "replace")
-        for path, entry in walked
-        if entry.kind == EntryKind.FILE and runs_code(entry.name) and not allow_code
+        b"/".join(path).decode("utf-8", "replace") for path, entry in walked if _left_out(entry) and not allow_code
     ]
     marker = directory / ".tbshare-tree"
     if marker.is_file() and marker.read_text() == tree_id.hex():
@@ -61,11 +65,13 @@ def materialise(store: Store, tree_id: TreeId, directory: Path, *, allow_code: b
     temporary.mkdir(parents=True, mode=0o755)
     for path, entry in walked:
         target = temporary.joinpath(*(os.fsdecode(part) for part in path))
+        if _left_out(entry) and not allow_code:
+            continue
         if entry.kind == EntryKind.TREE:
             target.mkdir()
         elif entry.kind == EntryKind.LINK:
             os.symlink(os.fsdecode(entry.target), target)
-        elif allow_code or not runs_code(entry.name):
+        else:
             _file(store, ObjectId(entry.target), target, entry.mode)
     # The marker says that the view can be used as it is: it must not outlive the power without the rest.
     for folder, _, _ in os.walk(temporary, topdown=False):

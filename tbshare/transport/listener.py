@@ -85,6 +85,8 @@ class _Port:
             except* (TbshareError, OSError, trio.BrokenResourceError, trio.ClosedResourceError) as group:
                 for error in _leaves(group):
                     _logger.info("connection from %s ended: %s", address, error)
+            except* Exception:
+                _logger.exception("the connection from %s failed", address)
             finally:
                 admitted()
                 await trio.aclose_forcefully(stream)

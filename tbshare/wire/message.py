@@ -163,6 +163,9 @@ class Fetch(Message, frozen=True, tag="fetch"):
     blocks: list[Wanted]
 
 
+NO_SUCH_LANE = "no such lane"  # a reason of Refused that says nothing about the blocks
+
+
 class Refused(Message, frozen=True, tag="refused"):
     """These requests will not be answered on the lane."""
 

@@ -1,6 +1,8 @@
 """Each command against a control socket that answers from a table."""
 
 import json
+import shlex
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -54,9 +56,7 @@ HAPPY: list[tuple[list[str], str]] = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("words", "said"), HAPPY, ids=lambda value: " ".join(value) if isinstance(value, list) else ""
-)
+@pytest.mark.parametrize(("words", "said"), HAPPY, ids=[" ".join(words) for words, _ in HAPPY])
 def test_says_what_it_did(serving: Serving, cli: Cli, words: list[str], said: str) -> None:
     ended = cli(*words)
     assert said in ended.out
@@ -316,3 +316,40 @@ def test_show_of_a_path_says_nothing_of_a_tree(serving: Serving, cli: Cli, model
     assert ended.status == 0
     assert "nobody" not in ended.out
     assert f"tbshare push {model}" in ended.out
+
+
+@pytest.mark.parametrize(
+    ("shell", "status", "said"),
+    [
+        ("{} ls > /dev/full", 1, "cannot be written"),
+        ("{} ls >&-", 0, ""),
+        ("{} ls 2>&-", 0, ""),
+        ("{} run llama-70b <&-", 2, "wants a prompt"),
+        ("{} rm llama-70b <&-", 2, "without a yes"),
+        ("LC_ALL=C PYTHONUTF8=0 PYTHONCOERCECLOCALE=0 {} config get nö", 2, "unknown key"),
+    ],
+)
+def test_streams_that_are_closed_or_full(serving: Serving, cli: Cli, shell: str, status: int, said: str) -> None:
+    """One sentence or none, never an internal error."""
+    if "/dev/full" in shell and not Path("/dev/full").exists():
+        pytest.skip("this system has no disk that is always full")
+    ended = subprocess.run(
+        ["sh", "-c", shell.format(shlex.join(cli.command()))], capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == status
+    assert said in ended.stderr
+    assert "internal error" not in ended.stderr
+    assert "Exception ignored" not in ended.stderr
+
+
+def test_config_set_in_a_file_that_is_no_text(cli: Cli, home: Path) -> None:
+    home.mkdir()
+    (home / "config.toml").write_bytes(b"\xff")
+    refused(cli("config", "set", "log.level", "info"), 2, "UTF-8")
+    assert (home / "config.toml").read_bytes() == b"\xff"
+
+
+def test_up_with_a_mistake_in_the_configuration_is_a_usage_error(cli: Cli, home: Path) -> None:
+    home.mkdir()
+    (home / "config.toml").write_text("[store]\nkep_free = '1%'\n")
+    refused(cli("up"), 2, "store.keep_free")

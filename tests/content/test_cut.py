@@ -1,5 +1,7 @@
 """Cuts against a slow oracle that looks at every byte."""
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -35,7 +37,7 @@ def oracle(size: int, data_start: int, tensors: list[Tensor], least: int) -> lis
             restarts |= {tensor.start, tensor.end}
     starts: set[int] = set()
     ordered = [*sorted(restarts), size]
-    for start, end in zip(ordered, ordered[1:], strict=False):
+    for start, end in pairwise(ordered):
         starts |= set(range(start, end, BLOCK_BYTES))
     return sorted(start for start in starts if start < size)
 

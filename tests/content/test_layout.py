@@ -100,7 +100,9 @@ def test_files_of_mlx(tmp_path: Path) -> None:
                 for number, (name, shape) in enumerate(shapes(seed).items())
             }
             mx.save_safetensors(str(tmp_path / "a.safetensors"), tensors)
-            found[kind] = [sum(pair) for pair in zip(found[kind], counts(header_of(tmp_path / "a.safetensors")), strict=True)]
+            found[kind] = [
+                sum(pair) for pair in zip(found[kind], counts(header_of(tmp_path / "a.safetensors")), strict=True)
+            ]
     total, exact, shifted = found["one"]
     assert exact < total / 2
     assert shifted == total

@@ -123,7 +123,10 @@ def test_refused(data: bytes) -> None:
 def test_ids_are_for_ever() -> None:
     """Ids of stores in the field: if this fails, the format has changed."""
     assert Tree([]).id.hex() == "f42ce9d4e05689f8a1252c6e07642d9b3ecf366f88bee2f2ced0b7896163fe3d"
-    assert Tree([entry(b"b"), entry(b"a", xattrs=[(b"user.a", b"1")])]).id.hex() == "df5951d1e1539dc56414ac4e2d9ffc6f63d1b1f5aabf9e3f876809e574f0d862"
+    assert (
+        Tree([entry(b"b"), entry(b"a", xattrs=[(b"user.a", b"1")])]).id.hex()
+        == "df5951d1e1539dc56414ac4e2d9ffc6f63d1b1f5aabf9e3f876809e574f0d862"
+    )
 
 
 PARTS = st.sampled_from([b"..", b".", b"", b"a", b"b", b"..."])

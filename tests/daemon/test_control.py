@@ -6,7 +6,7 @@ import os
 import socket
 import stat
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import TypeVar, cast
 import msgspec
 import pytest
 import trio
+import trio.testing
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -90,7 +91,7 @@ def home() -> Iterator[Path]:
 
 
 @asynccontextmanager
-async def served(home: Path) -> AsyncIterator[Few]:
+async def served(home: Path) -> AsyncGenerator[Few]:
     few = Few()
     async with trio.open_nursery() as nursery:
         await nursery.start(_serve, home, few)
@@ -136,7 +137,7 @@ class Raw:
 
 
 @asynccontextmanager
-async def raw(home: Path) -> AsyncIterator[Raw]:
+async def raw(home: Path) -> AsyncGenerator[Raw]:
     async with await trio.open_unix_socket(os.fspath(home / "run" / "control.sock")) as stream:
         yield Raw(stream)
 
@@ -189,14 +190,11 @@ async def test_a_slow_client_holds_up_nobody_else(home: Path) -> None:
     async with served(home) as few, raw(home) as slow:
         await slow.hello()
         await slow.send(2, "run", local.RunParams(ref="a", prompt="", max_tokens=100_000))
-        while few.emitted < control.EVENTS_WAITING:
-            await trio.lowlevel.checkpoint()
-        assert (await asked(home, lambda client: client.node_list())).nodes
         before = -1
         while before < few.emitted:  # until it waits for the client
             before = few.emitted
-            for _ in range(100):
-                await trio.lowlevel.checkpoint()
+            await trio.testing.wait_all_tasks_blocked(0.01)
+        assert (await asked(home, lambda client: client.node_list())).nodes
         assert few.emitted < 100_000
         for number in range(before):  # nothing is lost or out of order
             event = (await slow.answer()).event
@@ -303,29 +301,9 @@ async def _garbage(home: Path, data: bytes) -> None:
 
 
 async def test_only_this_user_may_enter(home: Path) -> None:
+    (home / "run").mkdir(mode=0o777)
     async with served(home):
-        directory = home / "run"
-        assert stat.S_IMODE(directory.stat().st_mode) == 0o700
-        if os.geteuid() != 0:
-            return
-        directory.chmod(0o777)  # even so the kernel tells who asks
-        await trio.Path(home).chmod(0o755)
-        process = os.fork()
-        if process == 0:
-            status = 1
-            try:
-                os.setuid(65534)
-                with socket.socket(socket.AF_UNIX) as stranger:
-                    stranger.connect(os.fspath(directory / "control.sock"))
-                    status = 0 if stranger.recv(1) == b"" else 2
-            except ConnectionResetError:
-                status = 0
-            except PermissionError:
-                status = 0  # where connecting asks for the right to write to the socket file
-            finally:
-                os._exit(status)
-        _, ended = await trio.to_thread.run_sync(os.waitpid, process, 0)
-        assert os.waitstatus_to_exitcode(ended) == 0
+        assert stat.S_IMODE(os.stat(home / "run").st_mode) == 0o700
 
 
 async def test_the_peer_is_asked_for_its_uid(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

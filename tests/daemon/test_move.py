@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tests.nodes import MIB, Node, random_model, running
+from tests.nodes import MIB, Node, random_model, running, until
 
 from tbshare.errors import InputRefused, ObjectInUse
 from tbshare.wire.local import PushParams
@@ -38,7 +38,12 @@ def test_move_and_undo(make_node: Make, tmp_path: Path) -> None:
                 client.evict("moved")
             with pytest.raises(ObjectInUse):
                 client.unpin("moved")
-            client.remove("moved", yes=True)
+            with pytest.raises(ObjectInUse) as caught:
+                client.remove("moved", yes=True)
+            assert caught.value.cure == f"tbshare push --move --undo {model}"
+            with grace.client() as other:
+                other.remove("moved", yes=True)
+            until("ada knows", lambda: ada.line("moved@1") is None)
             client.gc(now=True)
             assert contents(model) == before, "what was moved in stays until it is moved out"
             back = client.push(PushParams(str(model), undo=True))

@@ -48,7 +48,7 @@ def test_what_is_refused_before_mlx_sees_it(make_node: Make, tmp_path: Path) -> 
     with running(ada, grace):
         ada.push(random_model(tmp_path / "m", 1, MIB), name="no-model")
         index = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
-        torn = random_model(tmp_path / "torn", 2)
+        torn = random_model(tmp_path / "torn", 2, config='{"model_type": "llama"}')
         (torn / "model.safetensors.index.json").write_text(json.dumps(index))
         (torn / "model-00001-of-00002.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
         ada.push(torn, name="torn")

@@ -8,7 +8,7 @@ survives in both directories or in none.
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -56,6 +56,9 @@ class _Folder:
     durable: dict[str, "_File | _Folder"] = field(default_factory=dict[str, "_File | _Folder"])
 
 
+_Names = dict[str, _File | _Folder]
+
+
 @dataclass(frozen=True, slots=True)
 class _Naming:
     """Changes of names that survive together or not at all; None removes a name."""
@@ -95,7 +98,7 @@ def bytes_of(argument: str) -> bytes:
 
 
 class Disk:
-    """What is on the disk and what only in memory, after the calls applied so far. Paths outside `root` are not."""
+    """What is on the disk and what only in memory, after the calls applied so far; only below `root`."""
 
     def __init__(self, root: Path) -> None:
         self.root = str(root)
@@ -280,7 +283,7 @@ class Disk:
                 kept.append(naming)
         self.namings = kept[::-1]
         for naming in reversed(durable):
-            _settle(naming, lambda target: target.durable)
+            _settle(naming, _durable)
         return bool(durable)
 
     # ---- the power goes -----------------------------------------------------------------------------------
@@ -291,9 +294,9 @@ class Disk:
         `names` and `data` are the shares of what is not synced that survive; None leaves them to chance.
         """
         share = random.choice((0.0, 0.5, 0.9, 0.97, 1.0)) if names is None else names
-        changed: dict[_Folder, dict[str, _File | _Folder]] = {}
+        changed: dict[_Folder, _Names] = {}
 
-        def copied(folder: _Folder) -> dict[str, _File | _Folder]:
+        def copied(folder: _Folder) -> _Names:
             return changed.setdefault(folder, dict(folder.durable))
 
         stopped: set[_Folder] = set()
@@ -319,8 +322,11 @@ class Disk:
         return tree
 
 
-def _settle(naming: _Naming, names_of: "object") -> None:
-    assert callable(names_of)
+def _durable(folder: _Folder) -> _Names:
+    return folder.durable
+
+
+def _settle(naming: _Naming, names_of: Callable[[_Folder], _Names]) -> None:
     for folder, name, target in naming.changes:
         names = names_of(folder)
         if target is None:

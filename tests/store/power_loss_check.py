@@ -31,7 +31,7 @@ from tests.store.weights_files import blocks_of, manifest_of
 _LOG_FILES = ("home/log.db", "home/log.db-wal", "home/device.key")
 
 
-class Lost(Exception):
+class Lost(Exception):  # noqa: N818 - named for what happened
     """Something that was acknowledged is not there, or something wrong is."""
 
 
@@ -76,7 +76,8 @@ class Checker:
         self.promised = Promised()
         self.logs: set[bytes] = set()
         self.pieces = {
-            (found := manifest_of(name, data)).id: (found, blocks_of(found, data)) for name, data in ARRIVING.items()
+            (found := manifest_of(name, data)).id: (found, blocks_of(found, data))
+            for name, data in ARRIVING.items()
         }
 
     def check(self, tree: Tree, *, go_on: bool) -> None:
@@ -112,32 +113,45 @@ class Checker:
     def _check_store(self, store: Store) -> None:
         promised = self.promised
         for tree in promised.trees:
-            for path, object_id, entry in store.files_below(TreeId(bytes.fromhex(tree))):
-                if object_id.hex() in promised.forgone:
-                    continue
-                if not store.is_whole(object_id) or sum(e.end - e.start for e in store.extents(object_id)) != entry.size:
-                    raise Lost(f"file {path} of an acknowledged tree is not whole")
+            self._check_tree(store, TreeId(bytes.fromhex(tree)))
         for name in promised.whole:
             if not store.is_whole(ObjectId(bytes.fromhex(name))):
                 raise Lost(f"object {name} was acknowledged as whole and is not")
         for name, wanted in promised.present.items():
-            object_id = ObjectId(bytes.fromhex(name))
-            if wanted & ~store.held(object_id):
-                raise Lost(f"blocks {wanted:b} of {name} were acknowledged; {store.held(object_id):b} are there")
+            held = store.held(ObjectId(bytes.fromhex(name)))
+            if wanted & ~held:
+                raise Lost(f"blocks {wanted:b} of {name} were acknowledged; {held:b} are there")
         for row in store.index.objects():
-            if row.whole:
-                damage = verify_object(store, row.id, advance=lambda _: None, stopped=lambda: False)
-                if damage is not None and row.id.hex() not in promised.forgone:
-                    raise Lost(f"{row.place} object {row.id.hex()}, said to be whole: {damage.text}")
+            if not row.whole:
+                self._check_partial(store, row.id)
+            elif row.id.hex() not in promised.forgone:
+                self._check_sound(store, row.id, f"{row.place} object, said to be whole")
+
+    def _check_tree(self, store: Store, tree: TreeId) -> None:
+        for path, object_id, entry in store.files_below(tree):
+            if object_id.hex() in self.promised.forgone:
                 continue
-            found = store.manifest(row.id)
-            arriving = None if found is None else store.begin(found)
-            if found is None or arriving is None:
-                raise Lost(f"partial object {row.id.hex()} has no manifest, or cannot be begun again")
-            for number in bits.members(arriving.readable):
-                if block_id(arriving.read(number)) != found.block(number):
-                    raise Lost(f"block {number} of partial object {row.id.hex()} is readable and wrong")
-            store.abandon(row.id)
+            if not store.is_whole(object_id):
+                raise Lost(f"file {path} of an acknowledged tree is not whole")
+            if sum(extent.end - extent.start for extent in store.extents(object_id)) != entry.size:
+                raise Lost(f"the extents of file {path} of an acknowledged tree do not make it up")
+
+    @staticmethod
+    def _check_sound(store: Store, object_id: ObjectId, what: str) -> None:
+        damage = verify_object(store, object_id, advance=lambda _: None, stopped=lambda: False)
+        if damage is not None:
+            raise Lost(f"{what} {object_id.hex()}: {damage.text}")
+
+    @staticmethod
+    def _check_partial(store: Store, object_id: ObjectId) -> None:
+        found = store.manifest(object_id)
+        arriving = None if found is None else store.begin(found)
+        if found is None or arriving is None:
+            raise Lost(f"partial object {object_id.hex()} has no manifest, or cannot be begun again")
+        for number in bits.members(arriving.readable):
+            if block_id(arriving.read(number)) != found.block(number):
+                raise Lost(f"block {number} of partial object {object_id.hex()} is readable and wrong")
+        store.abandon(object_id)
 
     def _go_on(self, store: Store) -> None:
         """Complete what was arriving and push again; both must work whatever state this is."""
@@ -148,15 +162,12 @@ class Checker:
             for number in list(bits.members(arriving.missing)):
                 arriving.write(number, memoryview(pieces[number]))
             store.finish([arriving])
-            damage = verify_object(store, found.id, advance=lambda _: None, stopped=lambda: False)
-            if damage is not None:
-                raise Lost(f"object {found.id.hex()}, completed after the crash: {damage.text}")
+            self._check_sound(store, found.id, "object completed after the crash")
         for name in ("first", "second"):
             tree = Ingest(store, workers=1).source(scan(self.sources / name, Choice()))
-            for path, object_id, _ in store.files_below(tree):
-                damage = verify_object(store, object_id, advance=lambda _: None, stopped=lambda: False)
-                if damage is not None and object_id.hex() not in self.promised.forgone:
-                    raise Lost(f"{path}, pushed again after the crash: {damage.text}")
+            for _, object_id, _ in store.files_below(tree):
+                if object_id.hex() not in self.promised.forgone:
+                    self._check_sound(store, object_id, "object pushed again after the crash")
 
     def _check_log(self, home: Path, tree: Tree) -> None:
         key = blake3(repr([(name, tree.get(name)) for name in _LOG_FILES]).encode())

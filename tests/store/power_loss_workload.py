@@ -21,7 +21,7 @@ from tbshare.store.index import Index
 from tbshare.store.ingest import Ingest
 from tbshare.store.source import Choice, scan
 from tbshare.store.store import Store
-from tbshare.volumes.entry import AnyOp, RefSet
+from tbshare.volumes.entry import KnownOp, RefSet
 from tbshare.volumes.log import Log
 from tests.store.weights_files import blocks_of, manifest_of, random_bytes, weights
 
@@ -80,7 +80,7 @@ class Workload:
         os.write(self.acks, (json.dumps({"kind": kind, **fields}) + "\n").encode())
 
     def append(self, name: str, tree: TreeId) -> None:
-        ops: list[AnyOp] = [RefSet(volume="models", name=name, rev=1, tree=tree, size_bytes=1, files=1)]
+        ops: list[KnownOp] = [RefSet(volume="models", name=name, rev=1, tree=tree, size_bytes=1, files=1)]
         self.say("entry", id=self.log.append(ops).hash.hex())
 
     def push(self, name: str) -> TreeId:
@@ -92,7 +92,10 @@ class Workload:
 
     def arrive(self, name: str, numbers: list[int] | None = None, *, sync: bool = True) -> Arriving:
         """Write blocks of an arriving object, each synced on its own."""
-        found, pieces = manifest_of(name, ARRIVING[name]), blocks_of(manifest_of(name, ARRIVING[name]), ARRIVING[name])
+        found, pieces = (
+            manifest_of(name, ARRIVING[name]),
+            blocks_of(manifest_of(name, ARRIVING[name]), ARRIVING[name]),
+        )
         arriving = self.store.begin(found)
         assert arriving is not None
         for number in range(found.block_count) if numbers is None else numbers:
@@ -166,7 +169,7 @@ def _forgetful_index() -> None:
     transaction = Index.transaction
 
     def forgetful(index: Index, *, durable: bool = False) -> AbstractContextManager[None]:
-        return transaction(index, durable=False and durable)
+        return transaction(index, durable=durable and False)
 
     setattr(Index, "transaction", forgetful)  # noqa: B010 - on purpose
 

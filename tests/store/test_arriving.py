@@ -112,7 +112,25 @@ def test_a_block_written_while_a_sync_fails_is_absent_too(
     assert arriving.readable == 0
 
 
-def test_a_manifest_that_could_not_be_synced_is_kept_anew(store: Store, failing: list[str], open_store: OpenStore) -> None:
+def test_a_block_written_just_before_a_sync_fails_is_absent_too(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, pieces, arriving = begin(store, ODD, FILES[ODD])
+    fill(arriving, pieces, [0])
+
+    def failing(_: int) -> None:
+        fill(arriving, pieces, [1])
+        raise OSError(errno.EIO, "bad sector")
+
+    monkeypatch.setattr(disk, "sync_file", failing)
+    with pytest.raises(OSError, match="bad sector"):
+        store.sync_arriving([arriving])
+    assert arriving.readable == 0
+
+
+def test_a_manifest_that_could_not_be_synced_is_kept_anew(
+    store: Store, failing: list[str], open_store: OpenStore
+) -> None:
     found = manifest_of("packed.json", FILES["packed.json"])
     store.add_small(found, FILES["packed.json"])
     failing.append("bad sector")
@@ -127,7 +145,9 @@ def test_a_manifest_that_could_not_be_synced_is_kept_anew(store: Store, failing:
     assert by_blocks(open_store(), found.id) == FILES["packed.json"]
 
 
-def test_a_kill_between_padding_and_renaming(store: Store, open_store: OpenStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kill_between_padding_and_renaming(
+    store: Store, open_store: OpenStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The file is read-only and its header is the padded one; both must be as before when it is begun again."""
     found, pieces, arriving = begin(store, ODD, FILES[ODD])
     fill(arriving, pieces)
@@ -192,7 +212,8 @@ def test_many_threads_write_and_sync(store: Store) -> None:
     data = random_bytes("threads", 9 * 4 * 1024 * 1024 + 3)
     found, pieces, arriving = begin(store, "a.bin", data)
     threads = [
-        threading.Thread(target=fill, args=(arriving, pieces, list(range(start, len(pieces), 3)))) for start in range(3)
+        threading.Thread(target=fill, args=(arriving, pieces, list(range(start, len(pieces), 3))))
+        for start in range(3)
     ]
     for thread in threads:
         thread.start()

@@ -103,9 +103,7 @@ def change(path: Path) -> None:
 
 
 @pytest.mark.parametrize("do", [grow, shrink, empty, change])
-def test_a_file_that_changes_while_it_is_read(
-    store: Store, tmp_path: Path, do: Callable[[Path], None]
-) -> None:
+def test_a_file_that_changes_while_it_is_read(store: Store, tmp_path: Path, do: Callable[[Path], None]) -> None:
     path = tmp_path / "big"
     path.write_bytes(BIG)
     os.utime(path, ns=(1, 1))
@@ -260,7 +258,7 @@ def test_no_room_is_said_before_a_byte_is_read(open_store: OpenStore, mount: Mou
     store = open_store(mount("tmpfs", 8) / "home")
     (tmp_path / "big").write_bytes(BIG)
     moved: list[int] = []
-    with pytest.raises(DiskFull, match="no room for 0.01 GB"):
+    with pytest.raises(DiskFull, match=r"no room for 0\.01 GB"):
         Ingest(store, workers=1, advance=moved.append).file(entry(tmp_path / "big"))
     assert not moved
     assert not files_of(store)

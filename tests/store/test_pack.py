@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from tbshare.errors import BlockCorrupt, DiskFull
 from tbshare.store import disk, pack
 from tbshare.store.pack import Kind, Packs, Place
+from tests.store.conftest import Mount
 from tests.store.weights_files import random_bytes
 
 ID = bytes(range(32))
@@ -105,7 +106,9 @@ def test_a_record_inside_a_payload_is_no_record(packs: Packs) -> None:
     assert [record.id for record in packs.scan(1)] == [ID, bytes(32)]
 
 
-def test_a_full_pack_is_followed_by_the_next(packs: Packs, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_full_pack_is_followed_by_the_next(
+    packs: Packs, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr(pack, "PACK_BYTES_MAX", 500)
     places = [packs.append(Kind.CONTENT, ID, bytes(200)) for _ in range(5)]
     assert [place.pack for place in places] == [1, 1, 2, 2, 3]
@@ -128,7 +131,7 @@ def test_names_that_are_no_packs_are_left_alone(packs: Packs, tmp_path: Path) ->
 def test_after_a_failed_sync_nothing_more_goes_to_that_pack(packs: Packs, monkeypatch: pytest.MonkeyPatch) -> None:
     kept = packs.append(Kind.TREE, ID, b"kept")
     packs.sync()
-    packs.append(Kind.TREE, bytes(32), b"lost")
+    place = packs.append(Kind.TREE, bytes(32), b"lost")
 
     def failing(_: int) -> None:
         raise OSError(errno.EIO, "the disk")
@@ -137,7 +140,7 @@ def test_after_a_failed_sync_nothing_more_goes_to_that_pack(packs: Packs, monkey
         patch.setattr(disk, "sync_file", failing)
         with pytest.raises(OSError, match="the disk"):
             packs.sync()
-    assert packs.take_lost() == [(Kind.TREE, bytes(32))]
+    assert packs.take_lost() == [(Kind.TREE, bytes(32), place)]
     assert packs.take_lost() == []
     again = packs.append(Kind.TREE, bytes(32), b"lost")
     assert again.pack == kept.pack + 1
@@ -146,8 +149,7 @@ def test_after_a_failed_sync_nothing_more_goes_to_that_pack(packs: Packs, monkey
 
 
 @pytest.mark.root
-def test_a_full_disk_leaves_the_pack_as_it_was(mount: "object", tmp_path: Path) -> None:
-    assert callable(mount)
+def test_a_full_disk_leaves_the_pack_as_it_was(mount: Mount) -> None:
     folder = mount("tmpfs", 1)
     packs = Packs(folder)
     first = packs.append(Kind.CONTENT, ID, bytes(900_000))

@@ -45,7 +45,17 @@ def record(root: Path, sabotage: str = "") -> None:
     (root / "disk").mkdir()
     write_sources(root)
     for phase, expected in (("1", 9), ("2", 0)):
-        trace = ["strace", "-y", "-xx", "-s", "10000000", "-e", f"trace={CALLS}", "-o", str(root / f"trace.{phase}")]
+        trace = [
+            "strace",
+            "-y",
+            "-xx",
+            "-s",
+            "10000000",
+            "-e",
+            f"trace={CALLS}",
+            "-o",
+            str(root / f"trace.{phase}"),
+        ]
         workload = [sys.executable, str(_FOLDER / "power_loss_workload.py"), str(root), phase, sabotage]
         done = subprocess.run([*trace, *workload], env=environment(), capture_output=True, text=True, check=False)
         if "PTRACE" in done.stderr or "ptrace" in done.stderr:
@@ -74,7 +84,6 @@ def check(root: Path, states: int) -> tuple[int, str]:
         else:
             counted = json.loads(output)
             good += counted["states"]
-            print(f"{counted['states']} states in {counted['seconds']:.0f} s")
     return good, wrong
 
 
@@ -84,7 +93,7 @@ def test_what_was_acknowledged_survives_power_loss(root: Path, capsys: pytest.Ca
     record(root)
     good, wrong = check(root, STATES)
     with capsys.disabled():
-        print(f" [power cut in {good:,} different states]", end=" ")
+        print(f" [power cut in {good:,} different states]", end=" ")  # noqa: T201
     assert not wrong, wrong
     assert good >= STATES
 
@@ -96,7 +105,7 @@ def test_what_was_acknowledged_survives_power_loss_soak(root: Path, capsys: pyte
     record(root)
     good, wrong = check(root, SOAK_STATES)
     with capsys.disabled():
-        print(f" [power cut in {good:,} different states]", end=" ")
+        print(f" [power cut in {good:,} different states]", end=" ")  # noqa: T201
     assert not wrong, wrong
     assert good >= SOAK_STATES
 

@@ -43,7 +43,9 @@ def test_files_folders_and_modes(tmp_path: Path) -> None:
 
 
 def test_what_is_left_out(tmp_path: Path) -> None:
-    write(tmp_path, ".git/config", ".cache/x", "a.incomplete", ".DS_Store", "._a", "s/__pycache__/a.pyc", "a", "s/b")
+    write(
+        tmp_path, ".git/config", ".cache/x", "a.incomplete", ".DS_Store", "._a", "s/__pycache__/a.pyc", "a", "s/b"
+    )
     found = scan(tmp_path, Choice())
     assert paths(found) == {"a", "s/b"}
     assert set(found.excluded) == {".git", ".cache", "a.incomplete", ".DS_Store", "._a", "s/__pycache__"}
@@ -78,7 +80,13 @@ def test_paths_that_cannot_be_pushed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "match"),
-    [(b"new\nline", "control"), (b"bell\a", "control"), (b"del\x7f", "control"), (b"\xff\xfe", "UTF-8"), (b"esc\x1b[31m", "control")],
+    [
+        (b"new\nline", "control"),
+        (b"bell\a", "control"),
+        (b"del\x7f", "control"),
+        (b"\xff\xfe", "UTF-8"),
+        (b"esc\x1b[31m", "control"),
+    ],
 )
 def test_names_other_machines_could_not_show(tmp_path: Path, name: bytes, match: str) -> None:
     path = os.path.join(os.fsencode(tmp_path), name)
@@ -214,7 +222,10 @@ def test_a_hub_cache_is_understood(tmp_path: Path, below: str) -> None:
 def test_a_hub_cache_behind_a_link(tmp_path: Path) -> None:
     hub(tmp_path / "disk")
     (tmp_path / "cache").symlink_to("disk")
-    assert paths(scan(tmp_path / "cache" / "models--org--Tiny-1.5", Choice())) == {"config.json", "sub/w.safetensors"}
+    assert paths(scan(tmp_path / "cache" / "models--org--Tiny-1.5", Choice())) == {
+        "config.json",
+        "sub/w.safetensors",
+    }
 
 
 def test_which_snapshot(tmp_path: Path) -> None:

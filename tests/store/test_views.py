@@ -31,7 +31,9 @@ def shown(directory: Path) -> set[str]:
 
 def test_a_view_shows_the_tree(store: Store, tree: TreeId) -> None:
     directory = views.view_path(store, "org/name", "3", code=False)
-    assert views.materialise(store, tree, directory, allow_code=False) == ["large.bin", "exact.bin"][::-1] + [
+    assert views.materialise(store, tree, directory, allow_code=False) == [
+        "exact.bin",
+        "large.bin",
         "sub/model.py",
         "sub/weights.PT",
     ]

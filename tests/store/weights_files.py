@@ -21,7 +21,7 @@ def random_bytes(seed: int | str, size: int) -> bytes:
 def safetensors_file(
     tensors: list[tuple[str, str, list[int], bytes]], *, metadata: str = "", pad: int = 0
 ) -> bytes:
-    """Return a file of (name, dtype, shape, bytes); the header is padded to a multiple of `pad` if that is given."""
+    """Return a file of (name, dtype, shape, bytes); the header is padded to a multiple of `pad`."""
     header: dict[str, object] = {"__metadata__": {"format": metadata}} if metadata else {}
     position = 0
     for name, dtype, shape, data in tensors:
