@@ -13,7 +13,7 @@ import time
 import unicodedata
 from collections.abc import Callable, Generator, Sequence
 from types import TracebackType
-from typing import Self, TextIO, cast
+from typing import Self, TextIO
 
 import msgspec
 
@@ -198,8 +198,9 @@ def _write(stream: TextIO | None, text: str) -> None:
     """Write text; what the stream's encoding has no letters for is escaped. A closed stream takes nothing."""
     if stream is None:
         return
-    if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
-        cast("io.TextIOWrapper", stream).reconfigure(errors="backslashreplace")
+    text_file: object = stream
+    if isinstance(text_file, io.TextIOWrapper) and text_file.errors in ("strict", "surrogateescape"):
+        text_file.reconfigure(errors="backslashreplace")
     with _said(stream):
         stream.write(text)
 

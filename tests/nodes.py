@@ -110,7 +110,9 @@ class Node:
         with self.client() as client:
             return client.status()
 
-    def push(self, path: Path, on_event: Callable[[AnyEvent], None] | None = None, **options: object) -> PushReport:
+    def push(
+        self, path: Path, on_event: Callable[[AnyEvent], None] | None = None, **options: object
+    ) -> PushReport:
         """Push and wait for all targets that are there."""
         with self.client() as client:
             return client.push(PushParams(str(path), **options), on_event)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]

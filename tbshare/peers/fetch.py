@@ -31,9 +31,10 @@ from tbshare.errors import (
     TbshareError,
     innermost,
 )
+from tbshare.peers.holders import Holder, Holders, view_of
 from tbshare.peers.lanes import Lanes, PeerLanes
 from tbshare.peers.mesh import Mesh, Peer
-from tbshare.peers.plan import PeerView, Request, plan, steals, window
+from tbshare.peers.plan import PeerView, Request, plan, steals
 from tbshare.peers.provide import Provider
 from tbshare.peers.records import RecordFetcher
 from tbshare.store.arriving import Arriving
@@ -48,23 +49,9 @@ SYNC_BYTES = 256 * 1024 * 1024  # at most this much is written and not synced wh
 ANNOUNCE_SECONDS = 0.02
 PROGRESS_SECONDS = 0.25
 TICK_SECONDS = 0.1
-FAULTS_MAX = 3  # lanes from one peer that ended badly; then it is not asked any more for this tree
-STARVED_SECONDS = 5.0  # without anybody to ask for what is missing
 REUSE_BATCH = 32
 SEARCH_BATCH = 2048
 FOREIGN_SECONDS = 0.5  # between looks at whether the other fetch has brought in what this one needs too
-
-
-class _Holder:
-    """What one peer holds of the tree, and what it has given."""
-
-    def __init__(self, peer: Peer) -> None:
-        self.peer = peer
-        self.holds: Bits = 0
-        self.told = False
-        self.wrong = 0  # lanes that ended by a wrong block or a broken protocol
-        self.silent = 0  # lanes in a row that had to be cut
-        self.bytes = 0
 
 
 class TreeFetch:
@@ -95,7 +82,7 @@ class TreeFetch:
         self._held_back: Bits = 0  # local and copies
         self._copies: dict[int, list[int]] = {}  # unit -> later units with the same block
         self._in_flight: dict[int, bytes] = {}
-        self._holders: dict[bytes, _Holder] = {}
+        self._holders = Holders()
         self._new: list[int] = []  # units to announce
         self._to_copy: list[tuple[int, int]] = []  # (from unit, to unit)
         self._unsynced_bytes = 0
@@ -107,7 +94,6 @@ class TreeFetch:
         self.limit = 0.0  # bytes per second to ask for at most; 0 means no limit
         self._limit_from = time.monotonic()
         self._asked_bytes = 0
-        self._fed_at = 0.0  # monotonic; when somebody had something that is missing
 
     # from outside ----------------------------------------------------------------------------------------------
 
@@ -115,7 +101,7 @@ class TreeFetch:
         """Take in what a peer says it holds. What comes before the units are known is said again on `Want`."""
         if not self._begun:
             return
-        holder = self._holders.setdefault(peer.node, _Holder(peer))
+        holder = self._holders.all.setdefault(peer.node, Holder(peer))
         if holder.peer is not peer:
             holder.peer, holder.holds = peer, 0
         if message.whole:
@@ -134,7 +120,7 @@ class TreeFetch:
 
     def on_left(self, peer: Peer) -> None:
         """Forget what a peer held."""
-        holder = self._holders.get(peer.node)
+        holder = self._holders.all.get(peer.node)
         if holder is not None and holder.peer is peer:
             holder.holds, holder.told = 0, False
             self._wake.set()
@@ -143,13 +129,13 @@ class TreeFetch:
         """Note a block that a lane has verified and written."""
         self._in_flight.pop(unit, None)
         self.bytes_moved += self._sizes[unit]
-        self._holders[node].bytes += self._sizes[unit]
-        self._holders[node].silent = 0
+        self._holders.all[node].bytes += self._sizes[unit]
+        self._holders.all[node].silent = 0
         self._note_here(unit)
 
     def lost(self, node: bytes, units: Sequence[int], *, reason: str, refused: bool) -> None:
         """Note blocks that will not come from a peer."""
-        holder = self._holders.get(node)
+        holder = self._holders.all.get(node)
         for unit in units:
             if self._in_flight.get(unit) == node:
                 del self._in_flight[unit]
@@ -159,11 +145,8 @@ class TreeFetch:
 
     def fault(self, node: bytes, *, wrong: bool) -> None:
         """Note that a lane brought what it must not, or nothing; who does so repeatedly is asked no more."""
-        holder = self._holders.get(node)
-        if holder is not None:
-            holder.wrong += wrong
-            holder.silent += not wrong
-            self._wake.set()
+        self._holders.fault(node, wrong=wrong)
+        self._wake.set()
 
     def failed(self, unit: int, error: OSError) -> None:
         """Note that this node's disk did not take a block."""
@@ -180,7 +163,9 @@ class TreeFetch:
     def progress(self) -> Progress:
         """Return how far it is, for whoever watches."""
         sources = [
-            Source(node, holder.bytes, self._rate(node)) for node, holder in self._holders.items() if holder.bytes
+            Source(node, holder.bytes, self._rate(node))
+            for node, holder in self._holders.all.items()
+            if holder.bytes
         ]
         present = self.bytes_start + self.bytes_moved + self.bytes_reused
         return Progress(
@@ -243,7 +228,7 @@ class TreeFetch:
 
     async def _cancel_all(self) -> None:
         self._in_flight.clear()
-        for node in list(self._holders):
+        for node in list(self._holders.all):
             await self._lanes.cancel(node, self)
 
     async def _stop(self) -> None:
@@ -267,7 +252,7 @@ class TreeFetch:
     async def _begin(self) -> None:
         """Open the arriving objects, number the units, and ask the peers what they hold."""
         self._begun = False  # the units get new numbers
-        for holder in self._holders.values():
+        for holder in self._holders.all.values():
             holder.holds, holder.told = 0, False
         await trio.to_thread.run_sync(self._open)
         self._begun = True
@@ -335,7 +320,7 @@ class TreeFetch:
         return self._here == bits.full(len(self._units))
 
     async def _ask_until_done(self) -> None:
-        self._fed_at = time.monotonic()
+        self._holders.fed_at = time.monotonic()
         while not self._complete:
             if self._failure is not None:
                 raise self._failure
@@ -370,12 +355,8 @@ class TreeFetch:
             await self._request(node, usable[node], units)
 
     def _check_starved(self, views: Sequence[PeerView]) -> None:
-        """ObjectMissing when for a while nobody that may be asked has any of what is missing."""
-        needed, now = self._needed(), time.monotonic()
-        if self._in_flight or not needed or any(view.holds & needed for view in views):
-            self._fed_at = now
-        elif now - self._fed_at > STARVED_SECONDS:
-            size = self._size_of(needed)
+        if self._holders.starved(self._needed(), views, self._mesh.peers, busy=bool(self._in_flight)):
+            size = self._size_of(self._needed())
             raise ObjectMissing(
                 f"{size / 1e6:.1f} MB of it come from no node that is connected", cure="tbshare node ls"
             )
@@ -389,31 +370,14 @@ class TreeFetch:
         fetchers = {self._mesh.identity.node, *self._provider.wants.get(self.tree, ())}
         views: list[PeerView] = []
         usable: dict[bytes, PeerLanes] = {}
-        for node, holder in self._holders.items():
-            if (
-                not holder.holds
-                or max(holder.wrong, holder.silent) >= FAULTS_MAX
-                or self._mesh.peers.get(node) is not holder.peer
-            ):
+        for node, holder in self._holders.all.items():
+            if not holder.holds or holder.excluded or self._mesh.peers.get(node) is not holder.peer:
                 continue
             lanes = self._lanes.of(holder.peer, self.volume)
             if lanes.lanes:
                 usable[node] = lanes
-                views.append(self._view(holder, lanes, now, tuple(sorted(fetchers - {node}))))
+                views.append(view_of(holder, lanes, now, tuple(sorted(fetchers - {node}))))
         return views, usable
-
-    def _view(self, holder: _Holder, lanes: PeerLanes, now: float, askers: tuple[bytes, ...]) -> PeerView:
-        rate = lanes.rate.bytes_per_second
-        return PeerView(
-            peer=holder.peer.node,
-            holds=holder.holds,
-            in_flight_bytes=lanes.outstanding_bytes,
-            in_flight_blocks=lanes.outstanding,
-            window_bytes=window(rate, min(holder.peer.session.rtt_seconds, 1.0)) * max(1, len(lanes.lanes)),
-            rate=rate,
-            suspect=lanes.suspect(now),
-            askers=askers,
-        )
 
     async def _request(self, node: bytes, lanes: PeerLanes, units: list[int]) -> None:
         if not lanes.lanes:

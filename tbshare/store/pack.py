@@ -89,7 +89,7 @@ class Packs:
         with self._lock:
             if self._last == 0 or self._end >= PACK_BYTES_MAX:
                 self._last, self._end, self._new_pack = self._last + 1, 0, True
-            descriptor = self._descriptor(self._last)
+            descriptor = self._descriptor(self._last, create=True)
             disk.write_all(descriptor, head + payload, self._end)
             place = Place(self._last, self._end + _HEAD.size, len(payload))
             self._end = place.offset + place.length
@@ -127,7 +127,10 @@ class Packs:
             return lost
 
     def read(self, kind: Kind, record_id: bytes, place: Place) -> bytes:
-        """Return the payload after checking it. BlockCorrupt when it is not what was written."""
+        """Return the payload after checking it. BlockCorrupt when it is not what was written.
+
+        FileNotFoundError when the pack has been compacted: the record has another place now.
+        """
         with self._lock:
             descriptor = self._descriptor(place.pack)
             data = os.pread(descriptor, _HEAD.size + place.length, place.offset - _HEAD.size)
@@ -197,9 +200,9 @@ class Packs:
         with self._lock:
             return self._descriptor(number)
 
-    def _descriptor(self, number: int) -> int:
+    def _descriptor(self, number: int, *, create: bool = False) -> int:
         if number not in self._descriptors:
-            flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+            flags = os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT if create else 0)
             self._descriptors[number] = os.open(self.path(number), flags, 0o600)
         return self._descriptors[number]
 

@@ -1,6 +1,6 @@
 """The store: one object for all that a node keeps. Every method may be called from any thread.
 
-Shared state: the index (its own lock), the packs (their own lock), `_arriving` and `_open` (one lock here).
+Shared state: the index, the packs and the open files (each with its own lock), `_arriving` (one lock here).
 Invariants: an id in `_arriving` is `partial` in the index and has no file in objects/ of which the index knows;
 an object becomes `whole` only after its bytes, its name and its manifest are synced.
 """
@@ -8,7 +8,7 @@ an object becomes `whole` only after its bytes, its name and its manifest are sy
 import contextlib
 import os
 import stat
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock, RLock
@@ -27,10 +27,9 @@ from tbshare.store import disk
 from tbshare.store.arriving import SMALL_BYTES, Arriving
 from tbshare.store.home import open_home, sweep_temporary
 from tbshare.store.index import Index, Row
+from tbshare.store.open_files import BlockBytes, OpenFiles
 from tbshare.store.pack import Kind, Packs, Place
 from tbshare.store.recover import open_index, recover
-
-OPEN_FILES_MAX = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,22 +40,6 @@ class Extent:
     end: int
     path: Path
     offset: int
-
-
-@dataclass(slots=True)
-class _OpenFile:
-    descriptor: int
-    users: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class BlockBytes:
-    """Where a block can be read now. `release` must be called when the descriptor is no longer needed."""
-
-    descriptor: int
-    offset: int
-    length: int
-    release: Callable[[], None]
 
 
 class Store:
@@ -70,7 +53,7 @@ class Store:
         self._lock = RLock()
         self._records = Lock()  # a record is in a pack and in the index, or in neither
         self._arriving: dict[ObjectId, Arriving] = {}
-        self._open: dict[Path, _OpenFile] = {}
+        self._open_files = OpenFiles()
         self._manifests: dict[ObjectId, Manifest] = {}
         self.notices: list[str] = []  # what recovery found, for `status`
         with contextlib.ExitStack() as undo:
@@ -120,7 +103,13 @@ class Store:
     def record(self, kind: Kind, record_id: bytes) -> bytes | None:
         """Return a record's bytes, checked, or None when it is not here."""
         place = self.index.record(kind, record_id)
-        return None if place is None else self.packs.read(kind, record_id, place)
+        if place is None:
+            return None
+        try:
+            return self.packs.read(kind, record_id, place)
+        except FileNotFoundError:  # compacted since we asked
+            place = self.index.record(kind, record_id)
+            return None if place is None else self.packs.read(kind, record_id, place)
 
     def manifest(self, object_id: ObjectId) -> Manifest | None:
         """Return an object's manifest, or None when it is not here."""
@@ -250,7 +239,7 @@ class Store:
                 if not arriving.readable >> number & 1 or padded_now:
                     return None
                 with contextlib.suppress(FileNotFoundError):  # it has got its final name in this moment
-                    return self._use(arriving.path, offset, arriving.manifest.lengths[number])
+                    return self._open_files.use(arriving.path, offset, arriving.manifest.lengths[number])
                 return None
         row = self.index.object(object_id)
         found = self.manifest(object_id)
@@ -258,42 +247,16 @@ class Store:
             return None
         start, length = found.offsets[number], found.lengths[number]
         body = [self._body(row)] if row.place == "shifted" else []  # there even if the header is lost
-        for extent in body if body and start >= body[0].start else self._extents(row):
-            if extent.start <= start < extent.end:
-                with self._lock, contextlib.suppress(FileNotFoundError):
-                    return self._use(extent.path, extent.offset + start - extent.start, length)
+        for _ in range(2):  # a pack may be compacted between the two lines that follow
+            for extent in body if body and start >= body[0].start else self._extents(row):
+                if extent.start <= start < extent.end:
+                    with contextlib.suppress(FileNotFoundError):
+                        return self._open_files.use(extent.path, extent.offset + start - extent.start, length)
         return None
-
-    def _use(self, path: Path, offset: int, length: int) -> BlockBytes:
-        opened = self._open.get(path)
-        if opened is None:
-            self._close_idle()
-            opened = _OpenFile(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
-            self._open[path] = opened
-        opened.users += 1
-
-        def release() -> None:
-            with self._lock:
-                opened.users -= 1
-                if opened.users == 0 and self._open.get(path) is not opened:
-                    os.close(opened.descriptor)
-
-        return BlockBytes(opened.descriptor, offset, length, release)
-
-    def _close_idle(self) -> None:
-        if len(self._open) >= OPEN_FILES_MAX:
-            for path in [path for path, opened in self._open.items() if opened.users == 0]:
-                os.close(self._open.pop(path).descriptor)
 
     def forget_path(self, path: Path) -> None:
         """Close a file that is about to go; who reads from it now may finish."""
-        with self._lock:
-            self._forget_open(path)
-
-    def _forget_open(self, path: Path) -> None:
-        opened = self._open.pop(path, None)
-        if opened is not None and opened.users == 0:
-            os.close(opened.descriptor)
+        self._open_files.forget(path)
 
     def read_block(self, object_id: ObjectId, number: int) -> bytes:
         """Return a block's bytes, verified. ObjectMissing or BlockCorrupt."""
@@ -418,7 +381,7 @@ class Store:
             for arriving in batch:
                 self.index.put_object(arriving.manifest, whole=True, place=self._place_name(arriving))
                 self._arriving.pop(arriving.manifest.id, None)
-                self._forget_open(arriving.path)
+                self._open_files.forget(arriving.path)
                 arriving.close()
 
     def _keep_header(self, arriving: Arriving) -> None:
@@ -467,7 +430,7 @@ class Store:
             disk.publish(temporary, final)
             arriving = self._arriving.pop(found.id, None)
             if arriving is not None:
-                self._forget_open(arriving.path)
+                self._open_files.forget(arriving.path)
                 arriving.close()
             self.home.partial(found.id).unlink(missing_ok=True)
             self.index.put_object(found, whole=True, place=place)
@@ -481,7 +444,7 @@ class Store:
             arriving = self._arriving.get(object_id)
             if arriving is not None and only in (None, arriving):
                 del self._arriving[object_id]
-                self._forget_open(arriving.path)
+                self._open_files.forget(arriving.path)
                 arriving.close()
 
     # room ------------------------------------------------------------------------------------------------------
@@ -522,9 +485,7 @@ class Store:
             for arriving in self._arriving.values():
                 arriving.close()
             self._arriving.clear()
-            for opened in self._open.values():
-                os.close(opened.descriptor)
-            self._open.clear()
+            self._open_files.close()
             self.packs.close()
             self.index.close()
             os.close(self._lock_descriptor)

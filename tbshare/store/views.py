@@ -16,6 +16,8 @@ from tbshare.store import disk
 from tbshare.store.store import Store
 
 # Formats that run code when they are opened by the usual libraries.
+# How pickles begin, and the zip files PyTorch puts them in: a .bin may be one, or plain bytes.
+PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 CODE_SUFFIXES = (
     ".py",
     ".pyc",
@@ -23,7 +25,6 @@ CODE_SUFFIXES = (
     ".pickle",
     ".pt",
     ".pth",
-    ".bin",
     ".ckpt",
     ".joblib",
     ".so",
@@ -43,9 +44,13 @@ def view_path(store: Store, name: str, rev: str, *, code: bool) -> Path:
     return store.home.folder("views") / f"{flat}@{rev}{'+code' if code else ''}"
 
 
-def _left_out(entry: Entry) -> bool:
+def _left_out(store: Store, entry: Entry) -> bool:
     """Return whether an entry needs `allow_code`; a link too, whose name is what an engine opens."""
-    return entry.kind != EntryKind.TREE and runs_code(entry.name)
+    if entry.kind == EntryKind.TREE or runs_code(entry.name):
+        return entry.kind != EntryKind.TREE
+    if entry.kind != EntryKind.FILE or not entry.size or not entry.name.lower().endswith(b".bin"):
+        return False
+    return store.read_block(ObjectId(entry.target), 0).startswith(PICKLE_STARTS)
 
 
 def materialise(store: Store, tree_id: TreeId, directory: Path, *, allow_code: bool) -> list[str]:
@@ -55,7 +60,9 @@ def materialise(store: Store, tree_id: TreeId, directory: Path, *, allow_code: b
     """
     walked = store.walk(tree_id)
     left_out = [
-        b"/".join(path).decode("utf-8", "replace") for path, entry in walked if _left_out(entry) and not allow_code
+        b"/".join(path).decode("utf-8", "replace")
+        for path, entry in walked
+        if _left_out(store, entry) and not allow_code
     ]
     marker = directory / ".tbshare-tree"
     if marker.is_file() and marker.read_text() == tree_id.hex():
@@ -65,7 +72,7 @@ def materialise(store: Store, tree_id: TreeId, directory: Path, *, allow_code: b
     temporary.mkdir(parents=True, mode=0o755)
     for path, entry in walked:
         target = temporary.joinpath(*(os.fsdecode(part) for part in path))
-        if _left_out(entry) and not allow_code:
+        if _left_out(store, entry) and not allow_code:
             continue
         if entry.kind == EntryKind.TREE:
             target.mkdir()

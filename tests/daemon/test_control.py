@@ -35,6 +35,7 @@ class Few:
     def __init__(self) -> None:
         self.cancelled = trio.Event()
         self.shut = trio.Event()
+        self.verified = trio.Event()
         self.emitted = 0
 
     async def node_list(self, params: local.NodeListParams, emit: Emit) -> report.NodeList:
@@ -77,6 +78,7 @@ class Few:
         for number in range(20_000):
             await emit(report.Checked(bytes_done=number, bytes_total=20_000))
         await emit(report.Noted(text="checked"))
+        self.verified.set()
         return report.VerifyReport(bytes=1, blocks=1)
 
     async def shutdown(self, params: local.ShutdownParams, emit: Emit) -> report.Done:
@@ -203,10 +205,11 @@ async def test_a_slow_client_holds_up_nobody_else(home: Path) -> None:
 
 
 async def test_progress_that_nobody_reads_is_replaced_by_newer(home: Path) -> None:
-    async with served(home), raw(home) as slow:
+    async with served(home) as few, raw(home) as slow:
         await slow.hello()
         await slow.send(2, "verify", local.VerifyParams())
-        await slow.send(3, "node_list", local.NodeListParams())
+        with trio.fail_after(10):
+            await few.verified.wait()  # though nothing is read
         seen: list[int] = []
         while True:
             answer = await slow.answer()

@@ -53,7 +53,7 @@ def test_a_receiver_without_room(
     with running(ada, grace, edith):
         filler = fill(small_disk, 18 * MIB)
         report = ada.push(model, name="large")
-        assert {line.name: line.state for line in report.nodes} == {"grace": "durable", "edith": "failed"}
+        assert {line.name: line.state for line in report.nodes} == {"grace": "durable", "edith": "declined"}
         assert report.failed == ["edith"]
         (line,) = [line for line in report.nodes if line.name == "edith"]
         assert "room" in line.reason or "full" in line.reason

@@ -187,7 +187,9 @@ def test_a_push_can_be_watched_waited_for_and_stopped(make_node: Callable[..., N
                     other.stop(event.id)
 
         with pytest.raises(Interrupted) as caught:
-            ada.push(random_model(tmp_path / "more", 9, 6 * MIB), stop, name="more", limit_bytes_per_second=1 << 20)
+            ada.push(
+                random_model(tmp_path / "more", 9, 6 * MIB), stop, name="more", limit_bytes_per_second=1 << 20
+            )
         assert caught.value.exit_status == ExitStatus.INTERRUPTED
         assert ada.status().processes == 0
 

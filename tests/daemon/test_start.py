@@ -103,4 +103,6 @@ def test_the_home_is_private(make_node: Make) -> None:
         for path in (ada.home, ada.home / "run", ada.home / "objects"):
             assert path.stat().st_mode & 0o077 == 0
         assert (ada.home / "device.key").stat().st_mode & 0o777 == 0o600
-        assert subprocess.run(["ls", ada.home / "run"], check=True, capture_output=True).stdout == b"control.sock\n"
+        assert (
+            subprocess.run(["ls", ada.home / "run"], check=True, capture_output=True).stdout == b"control.sock\n"
+        )

@@ -42,7 +42,9 @@ def test_verify_finds_a_flipped_byte_and_repairs_it(three: Three, tmp_path: Path
     assert grace.status().attention == []
 
 
-def test_rot_without_another_copy_is_said_and_nothing_is_lost(make_node: Callable[..., Node], tmp_path: Path) -> None:
+def test_rot_without_another_copy_is_said_and_nothing_is_lost(
+    make_node: Callable[..., Node], tmp_path: Path
+) -> None:
     ada = make_node("ada")
     size = 5 * MIB
     with running(ada):

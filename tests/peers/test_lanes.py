@@ -8,7 +8,7 @@ from random import Random
 
 import pytest
 import trio
-from tests.nodes import MIB, Node, random_model, until
+from tests.nodes import MIB, Node, pair, random_model, until
 from tests.peers.insider import Insider, inside
 
 from tbshare.content.block import BLOCK_BYTES, block_id
@@ -75,7 +75,9 @@ async def garbage(stream: trio.SocketStream, asked: Sequence[Wanted]) -> None:
 
 async def huge(stream: trio.SocketStream, asked: Sequence[Wanted]) -> None:
     for _ in range(400):
-        await stream.send_all(asked[-1].request.to_bytes(8, "big") + b"\xff\xff\xff\xff" + bytes(4) + bytes(1 << 20))
+        await stream.send_all(
+            asked[-1].request.to_bytes(8, "big") + b"\xff\xff\xff\xff" + bytes(4) + bytes(1 << 20)
+        )
 
 
 async def unasked(stream: trio.SocketStream, asked: Sequence[Wanted]) -> None:
@@ -106,12 +108,18 @@ async def half_a_header(stream: trio.SocketStream, asked: Sequence[Wanted]) -> N
 
 def nothing_was_kept(victim: Node) -> bool:
     """Whether no byte of the content is anywhere in the store."""
-    paths = [path for folder in ("objects", "partial") for path in (victim.home / folder).rglob("*") if path.is_file()]
-    return not any(CONTENT[:64] in path.read_bytes() or bytes(64) + CONTENT[64:99] in path.read_bytes() for path in paths)
+    paths = [
+        path for folder in ("objects", "partial") for path in (victim.home / folder).rglob("*") if path.is_file()
+    ]
+    return not any(
+        CONTENT[:64] in path.read_bytes() or bytes(64) + CONTENT[64:99] in path.read_bytes() for path in paths
+    )
 
 
 @pytest.mark.parametrize(
-    "send", [garbage, huge, unasked, wrong_block, wrong_length, goodbye, silence, half_a_header], ids=lambda f: f.__name__
+    "send",
+    [garbage, huge, unasked, wrong_block, wrong_length, goodbye, silence, half_a_header],
+    ids=lambda f: f.__name__,
 )
 async def test_a_lane_that_brings_something_else(victim: Node, tmp_path: Path, send: Send) -> None:
     """It ends in one clear sentence, in bounded time and memory; then an honest node has it, and it comes."""
@@ -138,14 +146,13 @@ async def test_a_lane_that_brings_something_else(victim: Node, tmp_path: Path, s
         model.mkdir()
         (model / "weights").write_bytes(CONTENT)
         await trio.to_thread.run_sync(partial(push_here, victim, model))
-        assert victim.has("stolen@2")
 
 
 def push_here(victim: Node, model: Path) -> None:
     """Push the true content on the victim itself: it needs nobody then."""
     with victim.client() as client:
         client.push(PushParams(str(model), name="stolen", detach=True))
-    until("it is whole", lambda: victim.has("stolen@2"))
+    until("it is whole", lambda: victim.has("stolen@1"))
 
 
 async def test_a_crook_does_not_stop_an_honest_node(victim: Node, tmp_path: Path) -> None:
@@ -154,16 +161,12 @@ async def test_a_crook_does_not_stop_an_honest_node(victim: Node, tmp_path: Path
     own = {LaneOpen: crook.on_open, Fetch: crook.on_fetch}
     honest = Node(tmp_path / "h" / "honest", "honest")
     model = random_model(tmp_path / "model", 9, 24 * MIB)
-    from tests.nodes import pair  # noqa: PLC0415
-
     try:
         await trio.to_thread.run_sync(honest.start)
         await trio.to_thread.run_sync(pair, victim, honest)
         async with inside(tmp_path / "evil", victim, own=own, lane=crook.on_lane) as insider:
             crook.insider = insider
-            report = await trio.to_thread.run_sync(
-                lambda: honest.push(model, name="contested", to=["victim"])
-            )
+            report = await trio.to_thread.run_sync(lambda: honest.push(model, name="contested", to=["victim"]))
             assert [line.state for line in report.nodes] == ["durable"]
             (line,) = report.nodes
             assert {source.name for source in line.sources} == {"honest"}

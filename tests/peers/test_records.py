@@ -59,7 +59,9 @@ LIES: dict[str, tuple[tuple[Row, ...], str]] = {
 
 
 def files_below(path: Path) -> set[str]:
-    return {os.path.relpath(os.path.join(folder, name), path) for folder, _, names in os.walk(path) for name in names}
+    return {
+        os.path.relpath(os.path.join(folder, name), path) for folder, _, names in os.walk(path) for name in names
+    }
 
 
 async def test_listings_that_lie_are_declined(victim: Node, tmp_path: Path) -> None:

@@ -128,6 +128,7 @@ class Workload:
         self.arrive_in_part("dropped.safetensors", [1])
         self.arrive_in_part("waiting.safetensors", [0, 2])
         self.finish([self.arrive("rotten.safetensors")])
+        self.rot_and_repair(manifest_of("rotten.safetensors", ARRIVING["rotten.safetensors"]))
 
     def second_phase(self) -> None:
         """Go on after the kill: rot, quarantine and repair; drop and collect; push again; close in order."""

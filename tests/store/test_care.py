@@ -1,6 +1,8 @@
 """Verify, quarantine and repair; dropping, collecting, compacting; counting."""
 
 import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,7 +19,7 @@ from tbshare.store.care import (
     unique_to,
     verify_object,
 )
-from tbshare.store.pack import Kind
+from tbshare.store.pack import Kind, Place
 from tbshare.store.store import Store
 from tests.store.conftest import FILES, OpenStore, begin, by_blocks, composed, damage_of, fill, ingest
 from tests.store.weights_files import blocks_of, manifest_of, random_bytes
@@ -182,6 +184,51 @@ def test_collect_keeps_what_is_needed_and_what_arrives(
     for object_id in {*two.values(), arriving.id}:
         assert damage_of(again, object_id) is None
     assert not again.is_whole(one["one"])
+
+
+def test_reading_goes_on_while_packs_are_compacted(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reader asks where a record is, and before it reads, the pack is gone."""
+    kept, junk = random_bytes("kept", 5_000), random_bytes("junk", 20_000)
+    found = manifest_of("kept", kept)
+    store.add_small(found, kept)
+    real = store.index.record
+    compacted: list[int] = []
+
+    def record(kind: Kind, record_id: bytes) -> Place | None:
+        place = real(kind, record_id)
+        if not compacted:
+            compacted.append(1)
+            store.add_small(manifest_of("junk", junk), junk)
+            collect(store, {found.id}, set())
+        return place
+
+    monkeypatch.setattr(store.index, "record", record)
+    reads: list[tuple[Callable[[], bytes | None], bytes]] = [
+        (lambda: store.record(Kind.CONTENT, found.id), kept),
+        (lambda: store.record(Kind.MANIFEST, found.id), found.encoded),
+        (lambda: store.read_block(found.id, 0), kept),
+    ]
+    for read, expected in reads:
+        last = store.packs.last
+        compacted.clear()
+        assert read() == expected
+        assert store.packs.numbers() == [last + 1]
+
+
+def test_the_number_of_a_pack_that_is_gone_may_come_again(
+    store: Store, open_store: OpenStore, source: Path
+) -> None:
+    ingest(store, source)
+    collect(store, set(), set())
+    assert store.packs.numbers() == []
+    store.close()
+    store = open_store()
+    objects = ingest(store, source)
+    assert store.packs.numbers() == [1]
+    shutil.copytree(store.home.root, source.parent / "after")  # what a kill leaves
+    again = open_store(source.parent / "after")
+    for name, data in FILES.items():
+        assert composed(again, objects[name]) == data
 
 
 def test_a_pack_with_rot_is_not_compacted_away(store: Store) -> None:

@@ -111,7 +111,7 @@ def test_a_reader_may_finish_when_the_file_goes(store: Store, source: Path) -> N
 
 
 def test_many_files_open_at_once(store: Store, monkeypatch: pytest.MonkeyPatch, source: Path) -> None:
-    monkeypatch.setattr("tbshare.store.store.OPEN_FILES_MAX", 2)
+    monkeypatch.setattr("tbshare.store.open_files.OPEN_FILES_MAX", 2)
     for object_id in ingest(store, source).values():
         by_blocks(store, object_id)
     assert len(os.listdir("/proc/self/fd")) < 60
