@@ -22,7 +22,7 @@ def make_torrent(directory: Path, torrent: Path) -> None:
     lt: Any = importlib.import_module("libtorrent")
     files = lt.file_storage()
     lt.add_files(files, str(directory))
-    made = lt.create_torrent(files, PIECE_BYTES, lt.create_torrent.v2_only)
+    made = lt.create_torrent(files, PIECE_BYTES, lt.create_torrent.v1_only)
     lt.set_piece_hashes(made, str(directory.parent))
     torrent.write_bytes(lt.bencode(made.generate()))
 

@@ -9,12 +9,13 @@ from collections.abc import Callable
 import trio
 
 from tbshare import __version__
+from tbshare.content.ref import is_part
 from tbshare.daemon.control import Emit
 from tbshare.daemon.service import Service, own_name
 from tbshare.errors import PairingFailed, TbshareError, UsageError
 from tbshare.peers import discovery
 from tbshare.peers.mesh import split_address
-from tbshare.peers.pairing import Newcomer, Window, join, new_code, offer
+from tbshare.peers.pairing import Newcomer, Window, join, new_code, normal_code, offer
 from tbshare.store import disk
 from tbshare.wire.local import PairJoinParams
 from tbshare.wire.report import (
@@ -109,6 +110,11 @@ class Cluster:
         """Give a node another name; return it."""
         service = self.service
         state = await service.mesh.state()
+        if not is_part(name):
+            raise UsageError(
+                f"{name!r} is no name: letters, digits, '.', '_' and '-', not starting with a dot",
+                cure="tbshare node rename OLD NEW",
+            )
         member = state.member_named(text)
         if any(other.name.lower() == name.lower() for node, other in state.members.items() if node != member.node):
             raise UsageError(f"another node is called {name} already", cure="tbshare node ls")
@@ -242,6 +248,7 @@ class Cluster:
                 f"this node is in a cluster with {len(state.members) - 1} others already",
                 cure="run `tbshare pair CODE` on the machine that is new",
             )
+        normal_code(params.code)  # before anybody is bothered
         address = params.address or await self._look_around()
         host, port = split_address(address)
         try:

@@ -34,6 +34,8 @@ _CHOICES = {
     "log.level": ("debug", "info", "warning", "error"),
 }
 LANES_MAX = 4  # sealed and plain ones together stay below what a provider opens for one peer
+_RANGES = {"listen.port": (0, 65535), "links.lanes": (1, LANES_MAX), "store.grace_days": (0, 36500)}
+SIZES = ("store.keep_free", "store.max_bytes", "links.limit")
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 
 
@@ -118,36 +120,43 @@ def _flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return result
 
 
-def _check_networks(key: str, texts: list[object]) -> None:
-    for text in texts:
-        try:
-            ipaddress.ip_network(str(text), strict=False)
-        except ValueError as error:
-            raise ConfigInvalid(f"{key}: {text!r} is no network, such as 10.9.0.0/24") from error
-
-
 def checked(key: str, value: object) -> Value:
     """Return the value if the key takes it. ConfigInvalid with the nearest key, or the kind of value it takes."""
     if key not in KEYS:
         near = difflib.get_close_matches(key, KEYS, 1, 0.4)
         hint = f"; did you mean {near[0]}?" if near else ""
-        raise ConfigInvalid(f"config.toml has the unknown key {key!r}{hint}", cure="tbshare config ls")
+        raise ConfigInvalid(f"config.toml has the unknown key {key!r}{hint}", cure="tbshare config edit")
     default = KEYS[key][0]
     if isinstance(default, list):
-        if key == "links.direct" and isinstance(value, list):
-            _check_networks(key, value)  # pyright: ignore[reportUnknownArgumentType]
-        if isinstance(value, list) and all(isinstance(item, str) for item in value):  # pyright: ignore[reportUnknownVariableType]
-            return [str(item) for item in value]  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
-        raise ConfigInvalid(f"{key} takes a list of texts", cure="tbshare config edit")
+        return _networks(key, value)
     if isinstance(value, bool) or not isinstance(value, type(default)):
         kind = "a whole number" if isinstance(default, int) else "a text"
         raise ConfigInvalid(f"{key} takes {kind}, not {value!r}", cure="tbshare config edit")
+    if isinstance(value, str):
+        _check_text(key, value)
+    elif isinstance(value, int):
+        least, most = _RANGES[key]
+        if not least <= value <= most:
+            raise ConfigInvalid(f"{key} is {least} to {most}, not {value}", cure="tbshare config ls")
+    return value
+
+
+def _check_text(key: str, value: str) -> None:
     if key in _CHOICES and value not in _CHOICES[key]:
         raise ConfigInvalid(f"{key} is one of {', '.join(_CHOICES[key])}, not {value!r}", cure="tbshare config ls")
-    if key == "links.lanes" and not 1 <= int(str(value)) <= LANES_MAX:
-        raise ConfigInvalid(f"{key} is 1 to {LANES_MAX}", cure="tbshare config ls")
-    if key == "store.grace_days" and int(str(value)) < 0:
-        raise ConfigInvalid(f"{key} is not below zero", cure="tbshare config ls")
-    if key == "listen.port" and not 0 <= int(str(value)) < 65536:
-        raise ConfigInvalid(f"{key} is a port, 0 to 65535", cure="tbshare config ls")
-    return value
+    if key in SIZES:
+        parse_size(value, key, 1)
+
+
+def _networks(key: str, value: object) -> list[str]:
+    if not isinstance(value, list):
+        raise ConfigInvalid(f"{key} takes a list of texts", cure="tbshare config edit")
+    texts = [str(item) for item in value]  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+    for text in texts:
+        try:
+            ipaddress.ip_network(text, strict=False)
+        except ValueError as error:
+            raise ConfigInvalid(
+                f"{key}: {text!r} is no network, such as 10.9.0.0/24", cure="tbshare config edit"
+            ) from error
+    return texts

@@ -32,7 +32,8 @@ class Process:
     report: PushReport | None = None
     finished: trio.Event = field(default_factory=trio.Event)
     finished_at: float = 0.0
-    on_stop: Callable[[], None] | None = None
+    on_stop: Callable[[], None] | None = None  # may refuse, by an error
+    handed_over: bool = False  # the call that began it has ended, and it goes on
 
     def line(self) -> ProcessLine:
         """Return what `ps` shows."""

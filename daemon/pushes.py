@@ -5,6 +5,7 @@ import os
 import threading
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import trio
@@ -26,7 +27,7 @@ from tbshare.errors import (
     innermost,
 )
 from tbshare.store import adopt, ingest
-from tbshare.store.source import Choice, Source, hub_cache_path, scan
+from tbshare.store.source import Choice, Source, clashes, hub_cache_path, scan
 from tbshare.volumes.entry import RefSet
 from tbshare.volumes.fold import PUBLISHERS, RefVersion, State
 from tbshare.wire.local import PullParams, PushParams
@@ -40,6 +41,7 @@ from tbshare.wire.report import (
     Warned,
 )
 
+CLASHES_SHOWN = 5
 SAY_SECONDS = 0.25  # between two events about how far ingest is
 
 
@@ -83,7 +85,7 @@ class Pushes:
             return PushReport(str(ref), "", source.size, len(source.files), dry_run=True)
         process = self.service.processes.begin("push", str(ref))
         await emit(Started(process.id))
-        with process.ending(unless=lambda: params.detach and process.state == "moving"):
+        with process.ending(unless=lambda: process.handed_over):
             with process.scope, self.service.limited(params.limit_bytes_per_second):
                 return await self._push(process, params, ref, targets, source, emit)
             raise Interrupted(f"{process.id} was stopped", cure="push again: it goes on where it was")
@@ -112,6 +114,8 @@ class Pushes:
             raise InputRefused(
                 f"{path} holds no file that would be pushed", cure="check the path, --include and --exclude"
             )
+        for text in (await trio.to_thread.run_sync(clashes, source))[:CLASHES_SHOWN]:
+            await emit(Warned(f"{text} are one name to a Mac: it will show only one of them"))
         if source.excluded:
             names = ", ".join(source.excluded[:5]) + (" …" if len(source.excluded) > 5 else "")
             await emit(Noted(f"left out: {names}"))
@@ -177,15 +181,26 @@ class Pushes:
             moved = await trio.to_thread.run_sync(adopt.leave_links, service.store, taken.adopted)
         extra = PushExtra(same, taken.seconds, taken.blocks, taken.bytes_unique, moved)
         process.state = "moving"
+        process.on_stop = partial(_refuse_stop, version)
+        limit = params.limit_bytes_per_second
         if params.detach:
-            assert self.nursery is not None
-            limit = params.limit_bytes_per_second
-            process.scope = trio.CancelScope()  # that of this call ends with it
-            self.nursery.start_soon(self._push_detached, process, watcher, extra, limit)
+            self._hand_over(process, watcher, extra, limit)
             return PushReport(
                 str(version), version.tree.hex(), source.size, len(source.files), already=same, id=process.id
             )
-        return await watcher.follow(process, emit, extra)
+        try:
+            return await watcher.follow(process, emit, extra)
+        except trio.Cancelled:  # the terminal was left; the ref is published, and its targets go on
+            if not process.finished.is_set():
+                self._hand_over(process, watcher, extra, limit)
+            raise
+
+    def _hand_over(self, process: Process, watcher: Watcher, extra: PushExtra, limit: int) -> None:
+        """Let a push whose ref is published go on without the call that began it."""
+        assert self.nursery is not None
+        process.handed_over = True
+        process.scope = trio.CancelScope()  # that of the call ends with it
+        self.nursery.start_soon(self._push_detached, process, watcher, extra, limit)
 
     async def _published(self, ref: Ref, targets: list[bytes], taken: _Taken) -> tuple[RefVersion, bool]:
         """Return the version that names the tree: a new one, or the newest if that has the same content."""
@@ -354,12 +369,19 @@ class Pushes:
     async def _undo(self, params: PushParams) -> PushReport:
         """Put files that were moved into the store back; the pins that kept them go with the last one."""
         service = self.service
-        root = Path(params.path)
+        root = Path(params.path.replace("\0", ""))
         moved = await trio.to_thread.run_sync(adopt.undo, service.store, root)
         for pin in service.log.pins.list():
             if pin.note == f"{adopt.NOTE}{root}":
                 await trio.to_thread.run_sync(service.log.pins.remove, pin.id)
         return PushReport(params.path, "", files_moved=moved)
+
+
+def _refuse_stop(version: RefVersion) -> None:
+    raise UsageError(
+        f"{version} is published: its targets fetch it from whoever has it, and go on",
+        cure=f"tbshare rm {version} takes it back everywhere",
+    )
 
 
 class _Counter:

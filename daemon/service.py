@@ -194,9 +194,10 @@ class Service:
             try:
                 port = await nursery.start(partial(listen, host=host), self.port, handlers)
             except OSError as error:
+                where = f"{host or 'all addresses'}, port {self.port}"
                 raise StoreUnusable(
-                    f"port {self.port} cannot be listened on: {error.strerror or error}",
-                    cure="tbshare up --port N, or [listen] port in config.toml",
+                    f"{where}: cannot be listened on: {error.strerror or error}",
+                    cure="tbshare up --port N --listen ADDRESS, or listen.port and listen.host in config.toml",
                 ) from error
             self.port = self.provider.port = int(str(port))
             await nursery.start(serve_control)

@@ -21,7 +21,7 @@ class ExitStatus(IntEnum):
 class TbshareError(Exception):
     """Base of all errors raised on purpose.
 
-    `cure` is a command or a short instruction; empty means `tbshare doctor` has nothing to add.
+    `cure` is a command or a short instruction; empty means that `tbshare status` is all there is to say.
     """
 
     exit_status = ExitStatus.FAILED

@@ -43,7 +43,7 @@ class Node:
         """Begin to start; `wait_ready` must follow."""
         assert self.process is None
         self._ready, write = os.pipe()
-        words = ["--home", self.home, "--port", str(self.port), "--listen", "127.0.0.1", "--name", self.name]
+        words = ["--home", str(self.home), "--port", str(self.port), "--listen", "127.0.0.1", "--name", self.name]
         try:
             with open(self.home.parent / f"{self.home.name}.out", "ab") as output:
                 self.process = subprocess.Popen(
@@ -130,16 +130,18 @@ class Node:
 
     def log(self) -> str:
         """Return the end of what it logged and printed."""
-        parts: list[str] = []
-        for path in (self.home / "log" / "daemon.log", self.home.parent / f"{self.home.name}.out"):
-            if path.exists():
-                parts.append(path.read_text(errors="replace")[-LOG_SHOWN_BYTES:])
-        return "\n".join(parts)
+        paths = (self.home / "log" / "daemon.log", self.home.parent / f"{self.home.name}.out")
+        return "\n".join(path.read_text(errors="replace")[-LOG_SHOWN_BYTES:] for path in paths if path.exists())
 
     def connected(self) -> set[str]:
         """Return the names of the other nodes that are connected."""
         with self.client() as client:
             return {line.name for line in client.node_list().nodes if line.state == "connected"}
+
+    def anonymous_bytes(self) -> int:
+        """Return the anonymous memory of the daemon now."""
+        lines = Path(f"/proc/{self.pid}/status").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon:"))
 
     def object_files(self) -> list[Path]:
         """Return the files of whole objects, the largest first."""

@@ -2,17 +2,16 @@
 
 import socket
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 
 import pytest
-from tests.nodes import MIB, Node, random_model, running, until
 
 from tbshare.errors import DaemonUnreachable, InputRefused, TbshareError
 from tbshare.wire.local import PullParams, PushParams
 from tbshare.wire.report import AnyEvent, Nodes
+from tests.nodes import MIB, Node, random_model, running, until
 
 Three = tuple[Node, Node, Node]
 
@@ -26,7 +25,7 @@ def three(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Three]:
 
 
 def test_promise_1_what_was_acknowledged_survives_kill_9(three: Three, tmp_path: Path) -> None:
-    """Power loss and torn writes: tests/store; 50 kills: tests/daemon/test_kill.py; full disk: test_full_disk.py."""
+    """Power loss and torn writes: tests/store; 50 kills: tests/daemon/test_kill.py."""
     model = random_model(tmp_path / "m", 1, 5 * MIB, 70_000, 10)
     report = three[0].push(model, name="promise-1")
     assert (report.pending, report.failed) == ([], [])
@@ -67,7 +66,7 @@ def test_promise_2_bytes_are_checked_and_rot_is_repaired(three: Three, tmp_path:
 
 def test_promise_4_a_read_succeeds_while_one_copy_can_be_reached(three: Three, tmp_path: Path) -> None:
     """The only other holder is killed in the middle, and comes back: the pull goes on and ends well."""
-    ada, grace, edith = three
+    ada, _, edith = three
     model = random_model(tmp_path / "m", 4, 24 * MIB)
     ada.push(model, name="promise-4", to=["grace"])
     struck: list[bool] = []
@@ -133,14 +132,6 @@ def test_promise_6_bad_input_gets_one_clear_error(three: Three, tmp_path: Path) 
     assert "Traceback" not in three[0].log()
 
 
-def anonymous_bytes(node: Node) -> int:
-    """Return the anonymous memory of a daemon now."""
-    for line in Path(f"/proc/{node.pid}/status").read_text().splitlines():
-        if line.startswith("RssAnon:"):
-            return int(line.split()[1]) * 1024
-    raise AssertionError
-
-
 @pytest.mark.timeout(180)
 def test_promise_7_memory_is_bounded_while_two_gigabytes_pass(tmp_path: Path) -> None:
     """Every block is another one: a counter in an otherwise constant file, so that making it costs nothing."""
@@ -158,17 +149,16 @@ def test_promise_7_memory_is_bounded_while_two_gigabytes_pass(tmp_path: Path) ->
     def watch() -> None:
         while not over.wait(0.05):
             for node in (ada, grace):
-                peaks[node.name] = max(peaks[node.name], anonymous_bytes(node))
+                peaks[node.name] = max(peaks[node.name], node.anonymous_bytes())
 
     with running(ada, grace):
         thread = threading.Thread(target=watch)
         thread.start()
         try:
-            started = time.monotonic()
             report = ada.push(model, name="large")
         finally:
             over.set()
             thread.join()
         assert (report.failed, report.pending) == ([], [])
-        assert report.nodes[0].bytes_moved == 500 * 4 * MIB + 0, f"{time.monotonic() - started:.1f} s"
+        assert report.nodes[0].bytes_moved == 500 * 4 * MIB
     assert max(peaks.values()) < 300_000_000, peaks

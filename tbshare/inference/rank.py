@@ -22,6 +22,7 @@ from tbshare.inference.check import check
 if TYPE_CHECKING:
     from tbshare.inference.extension import Extension
 
+ERROR_LETTERS_MAX = 500
 JOB_BYTES_MAX = 16 * 1024 * 1024  # a prompt of millions of tokens; no model takes more
 INSTALL = "pip install 'tbshare[run]'"
 
@@ -92,10 +93,10 @@ def _announce_crashes(extension: "Extension", descriptor: int) -> None:
         return
     for number, message, cure in (
         (signal.SIGBUS, "the weights can no longer be read: a file shrank or the disk failed", "tbshare verify"),
-        (signal.SIGSEGV, "MLX crashed (SIGSEGV)", "tbshare doctor"),
-        (signal.SIGABRT, "MLX gave up (SIGABRT)", "tbshare doctor"),
-        (signal.SIGFPE, "MLX crashed (SIGFPE)", "tbshare doctor"),
-        (signal.SIGILL, "MLX uses instructions this processor does not have (SIGILL)", "tbshare doctor"),
+        (signal.SIGSEGV, "MLX crashed (SIGSEGV)", "tbshare status"),
+        (signal.SIGABRT, "MLX gave up (SIGABRT)", "tbshare status"),
+        (signal.SIGFPE, "MLX crashed (SIGFPE)", "tbshare status"),
+        (signal.SIGILL, "MLX uses instructions this processor does not have (SIGILL)", "tbshare status"),
     ):
         line = _line("error", message=message, cure=cure)
         extension.module.on_fatal_signal(int(number), descriptor, line)
@@ -115,7 +116,7 @@ def _anonymous_bytes() -> int | None:
 
 def _run(job: Job, events: _Events) -> None:
     directory = Path(job.model)
-    check(directory)
+    facts = check(directory)
     os.environ.update(ENVIRONMENT)
     if sys.platform.startswith("linux"):
         os.environ["MLX_DISABLE_COMPILE"] = "1"  # no slower here, and no compiler and no shared files in /tmp
@@ -130,6 +131,7 @@ def _run(job: Job, events: _Events) -> None:
     events.write(
         "ready",
         seconds=round(network.seconds, 4),
+        tensors=facts.tensors,
         mapped_bytes=network.mapped_bytes,
         copied_bytes=network.copied_bytes,
         copied_tensors=network.copied_tensors,
@@ -150,6 +152,7 @@ def _run(job: Job, events: _Events) -> None:
         prompt_tokens=len(tokens),
         tokens=step.tokens if step else 0,
         tokens_per_second=round(step.tokens_per_second, 2) if step else 0.0,
+        finish="length" if step and step.tokens >= job.max_tokens else "stop",
         anonymous_bytes=_anonymous_bytes(),
     )
 
@@ -171,9 +174,9 @@ def main() -> int:
             raise
         except Exception as error:  # noqa: BLE001 - the last seam: whatever MLX raises is one line
             traceback.print_exc(file=sys.stderr)
-            words = str(error).strip().splitlines()
-            message = f"the run failed: {type(error).__name__}: {words[0] if words else 'no reason given'}"
-            events.write("error", message=message, cure="tbshare doctor")
+            words = " ".join(str(error).split())[:ERROR_LETTERS_MAX]
+            message = f"the run failed: {type(error).__name__}: {words or 'no reason given'}"
+            events.write("error", message=message, cure="tbshare status")
             return 1
     except BrokenPipeError:
         return 1  # nobody reads the answer any more

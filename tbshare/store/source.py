@@ -8,6 +8,7 @@ import fnmatch
 import os
 import re
 import stat
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -88,6 +89,8 @@ def shown(path: Sequence[bytes]) -> str:
 
 def scan(root: Path, choice: Choice) -> Source:
     """Return what is below `root`. InputRefused says which path cannot be taken, and why."""
+    if "\0" in str(root):
+        raise InputRefused("a path cannot have a NUL character in it", cure="check the path")
     source = Source(root)
     hub = _hub_snapshot(root)
     if hub is not None:
@@ -105,6 +108,18 @@ def scan(root: Path, choice: Choice) -> Source:
     else:
         raise InputRefused(f"{root} is neither a file nor a directory ({_kind(status.st_mode)})")
     return source
+
+
+def clashes(source: Source) -> list[str]:
+    """Return paths whose names a Mac would take for one another: equal but for case or normal form."""
+    seen: dict[tuple[str, ...], tuple[bytes, ...]] = {}
+    found: list[str] = []
+    for path in [*(file.path for file in source.files), *(link.path for link in source.links)]:
+        folded = tuple(unicodedata.normalize("NFC", os.fsdecode(part)).casefold() for part in path)
+        other = seen.setdefault(folded, path)
+        if other != path:
+            found.append(f"{shown(other)} and {shown(path)}")
+    return found
 
 
 def hub_cache_path(hub_id: str, environment: dict[str, str]) -> Path:

@@ -257,7 +257,7 @@ class ControlSession:
         try:
             data = await self._stream.receive_some(READ_BYTES)
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
-            raise PeerUnreachable("the connection to the peer broke", cure="tbshare link ls") from error
+            raise PeerUnreachable("the connection to the peer broke", cure="tbshare node ls") from error
         if not data:
             raise PeerUnreachable("the peer closed the session", cure="tbshare status")
         self._heard = trio.current_time()
@@ -330,7 +330,7 @@ class ControlSession:
             silent = now - self._heard
             if silent > limits.NODE_GONE_SECONDS and not self._reading_stopped:
                 raise PeerUnreachable(
-                    f"node {self.node[:4].hex()} has said nothing for {silent:.1f} s", cure="tbshare link test"
+                    f"node {self.node[:4].hex()} has said nothing for {silent:.1f} s", cure="tbshare node ls"
                 )
             self._ping_number += 1
             self._pings = {number: sent for number, sent in self._pings.items() if now - sent < 60}
@@ -373,7 +373,7 @@ async def dial(host: str, port: int, own: Credentials, *, peer: bytes, certifica
             stream = await trio.open_tcp_stream(host, port)
     except (OSError, trio.TooSlowError) as error:
         raise PeerUnreachable(
-            f"node {name} does not answer at {host}:{port}", cure="tbshare up (there), or tbshare link ls"
+            f"node {name} does not answer at {host}:{port}", cure="tbshare up (there), or tbshare node ls"
         ) from error
     return await connect(stream, own, peer=peer, certificate=certificate)
 
@@ -409,7 +409,7 @@ def _told(error: BaseException, name: str, met: bool) -> TbshareError | None:
     None when the error says it itself.
     """
     if isinstance(error, trio.TooSlowError):
-        return PeerUnreachable(f"node {name} took too long to answer", cure="tbshare link test")
+        return PeerUnreachable(f"node {name} took too long to answer", cure="tbshare node ls")
     if isinstance(error, trio.BrokenResourceError | trio.ClosedResourceError):
         if met:
             return PeerError(

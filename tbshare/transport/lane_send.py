@@ -11,7 +11,6 @@ import contextlib
 import errno
 import os
 import socket
-import sys
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -26,8 +25,6 @@ from tbshare.wire.lane import HEADER_BYTES, TAG_BYTES, Header, Sealer
 
 QUEUE_ITEMS_MAX = 1024  # 4 GiB asked for and not sent; a fetcher that plans has a few dozen outstanding
 
-# Lets the kernel send a header's 16 bytes with the payload that follows, where it has such a flag.
-_MORE = socket.MSG_MORE if sys.platform == "linux" else 0
 # What sendfile says where it cannot do this file or this socket (macOS: TCP only).
 _NO_SENDFILE = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOTSOCK}
 _COPY_BYTES = 256 * 1024
@@ -195,7 +192,8 @@ class SendLane:
             self._origin.refused(item.request, error)
             return
         if frame is None:
-            self._connection.sendall(header.encode(), _MORE)
+            # Without MSG_MORE: with it, a block off a page boundary waited 200 ms for its last bytes.
+            self._connection.sendall(header.encode())
             self._send_file(item)
         else:
             self._send_bytes(frame)

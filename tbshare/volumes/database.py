@@ -109,5 +109,5 @@ def _translated(error: sqlite3.Error, path: Path) -> StoreUnusable | DiskFull:
     if getattr(error, "sqlite_errorname", "") == "SQLITE_FULL":
         return DiskFull(f"the disk is full; nothing was written to {path.name}", cure="tbshare gc --now")
     if isinstance(error, sqlite3.OperationalError | sqlite3.ProgrammingError):
-        return StoreUnusable(f"{path.name} cannot be used: {error}", cure="tbshare doctor")
+        return StoreUnusable(f"{path.name} cannot be used: {error}", cure="tbshare status")
     return StoreUnusable(f"{path.name} is damaged: {error}", cure="tbshare verify --repair")

@@ -1,4 +1,4 @@
-"""A disk that fills, on either side: the others go on, the push says which node failed, and with room it resumes."""
+"""A disk that fills, on either side: the others go on, the push says which node failed; with room it resumes."""
 
 import os
 import subprocess
@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from tests.nodes import MIB, Node, random_model, running, until
 
 from tbshare.errors import DiskFull
+from tests.nodes import MIB, Node, random_model, running, until
 
 pytestmark = [
     pytest.mark.root,

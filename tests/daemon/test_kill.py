@@ -1,4 +1,4 @@
-"""kill -9 of every daemon at random points of pushes: what was acknowledged is there, and what was synced stays."""
+"""kill -9 of every daemon at random points of pushes: what was acknowledged is there, what was synced stays."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -44,7 +44,7 @@ def strike(node: Node) -> None:
 
 
 def push_under_fire(source: Node, model: Path, name: str, size: int, kills: list[Kill]) -> tuple[PushReport, int]:
-    """Push, again where need be, and kill on the way; return the report of exit status 0 and the kills before it."""
+    """Push, again where need be, and kill; return the report of exit status 0 and the number of kills before."""
     kills = sorted(kills, key=lambda kill: kill.moment)
     planned = len(kills)
 

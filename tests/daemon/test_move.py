@@ -5,10 +5,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tests.nodes import MIB, Node, random_model, running, until
 
 from tbshare.errors import InputRefused, ObjectInUse
 from tbshare.wire.local import PushParams
+from tests.nodes import MIB, Node, random_model, running, until
 
 Make = Callable[..., Node]
 

@@ -1,6 +1,7 @@
 """Push and pull on three real daemons: who gets it, what moves, and what is refused."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from random import Random
 
@@ -12,10 +13,6 @@ from tbshare.wire.report import AnyEvent, Ingest, Nodes, Noted, Published, Start
 from tests.nodes import MIB, Node, random_model, running, until
 
 Three = tuple[Node, Node, Node]
-
-
-def states(report_nodes: list[object]) -> dict[str, str]:
-    return {getattr(line, "name"): getattr(line, "state") for line in report_nodes}  # noqa: B009
 
 
 def moved(node: Node, path: Path, name: str) -> int:
@@ -171,7 +168,7 @@ def test_a_hugging_face_cache(three: Three, tmp_path: Path) -> None:
     assert (snapshot / "part-0.weights").read_bytes()
 
 
-def test_a_node_that_takes_nothing_unasked(make_node: "type[Node]", tmp_path: Path) -> None:
+def test_a_node_that_takes_nothing_unasked(make_node: Callable[..., Node], tmp_path: Path) -> None:
     ada, grace = make_node("ada"), make_node("grace", '[store]\naccept = "on-demand"\n')
     with running(ada, grace):
         report = ada.push(random_model(tmp_path / "m", 11, 200_000), name="asked")

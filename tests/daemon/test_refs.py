@@ -158,10 +158,13 @@ def test_rename_a_node(three: Three) -> None:
         with pytest.raises(UsageError, match="called edith already"):
             client.node_rename("grace", "edith")
         client.node_rename("grace", "hopper")
-        names = lambda: {line.name for line in edith.status().nodes}  # noqa: E731
-        until("edith knows", lambda: names() == {"ada", "hopper"})
+        until("edith knows", lambda: _names(edith) == {"ada", "hopper"})
         client.node_rename(grace.status().node.id[:8], "grace")
-    until("edith knows", lambda: names() == {"ada", "grace"})
+    until("edith knows", lambda: _names(edith) == {"ada", "grace"})
+
+
+def _names(node: Node) -> set[str]:
+    return {line.name for line in node.status().nodes}
 
 
 def test_a_push_can_be_watched_waited_for_and_stopped(make_node: Callable[..., Node], tmp_path: Path) -> None:

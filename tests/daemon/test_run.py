@@ -5,18 +5,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tests.inference.conftest import tiny_model, tiny_tensors
-from tests.nodes import MIB, Node, random_model, running, until
 
 from tbshare.errors import Interrupted, ModelRefused, ObjectMissing, RefUnknown
 from tbshare.wire.local import RunParams
 from tbshare.wire.report import AnyEvent, Ready, Started, Text
+from tests.inference.conftest import tiny_model, tiny_tensors
+from tests.nodes import MIB, Node, random_model, running, until
 
 __all__ = ["tiny_model", "tiny_tensors"]
 Make = Callable[..., Node]
 
 
-def test_a_pushed_model_answers_on_another_node(make_node: Make, tiny_model: Path) -> None:  # noqa: F811
+def test_a_pushed_model_answers_on_another_node(make_node: Make, tiny_model: Path) -> None:
     pytest.importorskip("mlx_lm")
     ada, grace = make_node("ada"), make_node("grace")
     with running(ada, grace):

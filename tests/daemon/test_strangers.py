@@ -56,7 +56,7 @@ def test_pairing_is_closed_without_a_word_when_no_code_is_shown(three: Three) ->
 
 
 def test_a_stranger_learns_the_key_and_nothing_else(three: Three, tmp_path: Path) -> None:
-    """With TLS and a certificate of its own: it sees the node's certificate, which is its key, and then the end."""
+    """With TLS and a certificate of its own: it sees the node's certificate, that is its key, and then the end."""
     ada = three[0]
     stranger = Identity.load_or_create(tmp_path / "device.key")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)

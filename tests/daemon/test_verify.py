@@ -67,9 +67,8 @@ def test_a_corrupt_block_is_noticed_by_who_gets_it(make_node: Callable[..., Node
     size = 9 * MIB
     with running(ada, grace, edith):
         ada.push(random_model(tmp_path / "m", 23, size), name="served")
-        flip(grace, size, 0)
-        flip(grace, size, 5 * MIB)
-        flip(ada, size, 8 * MIB + 9)
+        for offset in (0, 5 * MIB, 9 * MIB - 1):  # so that whatever is asked of grace is wrong
+            flip(grace, size, offset)
         with edith.client() as client:
             pulled = client.pull(PullParams("served"))
         assert pulled.failed == []
@@ -77,10 +76,8 @@ def test_a_corrupt_block_is_noticed_by_who_gets_it(make_node: Callable[..., Node
         with edith.client() as client:
             assert client.verify("served").corrupt == 0
         until("grace has repaired hers", lambda: grace.has("served@1") and _quarantined(grace))
-        until("ada has repaired hers", lambda: ada.has("served@1"))
-        for node in (ada, grace):
-            with node.client() as client:
-                assert client.verify("served").corrupt == 0
+        with grace.client() as client:
+            assert client.verify("served").corrupt == 0
         assert "corrupt block" in grace.log()
 
 

@@ -1,14 +1,13 @@
-"""A member of the cluster that does not play fair: real key, real log, real sessions, and answers of the test's own."""
+"""A member of the cluster that does not play fair: real key, log and sessions, and answers of its own."""
 
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 
 import trio
-from tests.nodes import Node, open_window
 
 from tbshare.peers.identity import Identity
 from tbshare.peers.mesh import Mesh, Peer
@@ -35,6 +34,7 @@ from tbshare.wire.message import (
     Unwant,
     Want,
 )
+from tests.nodes import Node, open_window
 
 Answer = Callable[[Peer, AnyMessage], Awaitable[None]]
 FINAL_SECONDS = 25.0
@@ -43,7 +43,7 @@ FINAL_SECONDS = 25.0
 class Insider:
     """It answers what the test gives it; `records` are given to whoever asks, `own` says who answers what else."""
 
-    def __init__(self, home: Path, *, own: dict[type[Message], Answer] | None = None) -> None:
+    def __init__(self, home: Path, *, own: Mapping[type[Message], Answer] | None = None) -> None:
         home.mkdir(parents=True)
         self.identity = Identity.load_or_create(home / "device.key")
         self.log = Log.open(home / "log.db", self.identity)
@@ -57,7 +57,7 @@ class Insider:
             Want: self.say_whole,
         }
         silent = (Have, Unwant, Progress, Records, LaneOpen, LaneReady, Fetch, Refused, Cancel, Corrupt)
-        answers = {kind: self.note for kind in silent} | answers | (own or {})
+        answers = {**dict.fromkeys(silent, self.note), **answers, **(own or {})}
         for kind, answer in answers.items():
             self.mesh.on(kind, answer)
 
@@ -115,9 +115,9 @@ class Insider:
         with trio.fail_after(FINAL_SECONDS):
             while True:
                 for message in self.heard:
-                    ended = isinstance(message, Progress) and message.state in ("failed", "declined", "durable")
-                    if ended and message.tree == tree:
-                        return message
+                    if isinstance(message, Progress) and message.tree == tree:
+                        if message.state in ("failed", "declined", "durable"):
+                            return message
                 await self.changed.wait()
 
     @property
@@ -146,9 +146,9 @@ async def inside(
     home: Path,
     node: Node,
     *,
-    own: dict[type[Message], Answer] | None = None,
+    own: Mapping[type[Message], Answer] | None = None,
     lane: Callable[[trio.SocketStream], Awaitable[None]] | None = None,
-) -> AsyncIterator[Insider]:
+) -> AsyncGenerator[Insider]:
     """Run a member that is connected with a daemon; `lane` serves the lanes that are dialled to it, raw."""
     insider = Insider(home, own=own)
 

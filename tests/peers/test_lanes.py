@@ -8,8 +8,6 @@ from random import Random
 
 import pytest
 import trio
-from tests.nodes import MIB, Node, pair, random_model, until
-from tests.peers.insider import Insider, inside
 
 from tbshare.content.block import BLOCK_BYTES, block_id
 from tbshare.content.manifest import Manifest, of_blocks
@@ -18,7 +16,9 @@ from tbshare.peers.mesh import Peer
 from tbshare.wire import lane as lane_wire
 from tbshare.wire.lane import GREETING_BYTES, HEADER_BYTES, Header
 from tbshare.wire.local import PushParams
-from tbshare.wire.message import AnyMessage, Corrupt, Fetch, LaneOpen, LaneReady, Progress, Wanted
+from tbshare.wire.message import AnyMessage, Corrupt, Fetch, LaneOpen, LaneReady, Message, Progress, Wanted
+from tests.nodes import MIB, Node, pair, random_model, until
+from tests.peers.insider import Answer, Insider, inside
 
 CONTENT = Random(5).randbytes(BLOCK_BYTES + 1000)
 BLOCKS = (CONTENT[:BLOCK_BYTES], CONTENT[BLOCK_BYTES:])
@@ -124,7 +124,7 @@ def nothing_was_kept(victim: Node) -> bool:
 async def test_a_lane_that_brings_something_else(victim: Node, tmp_path: Path, send: Send) -> None:
     """It ends in one clear sentence, in bounded time and memory; then an honest node has it, and it comes."""
     crook = Crook(send)
-    own = {LaneOpen: crook.on_open, Fetch: crook.on_fetch}
+    own: dict[type[Message], Answer] = {LaneOpen: crook.on_open, Fetch: crook.on_fetch}
     async with inside(tmp_path / "evil", victim, own=own, lane=crook.on_lane) as insider:
         crook.insider = insider
         insider.records |= {FILE.id: FILE.encoded, TREE.id: TREE.encoded}
@@ -139,8 +139,7 @@ async def test_a_lane_that_brings_something_else(victim: Node, tmp_path: Path, s
             complaint = await insider.until_heard(Corrupt)
             assert isinstance(complaint, Corrupt)
             assert complaint.object == FILE.id
-        memory = dict(line.split(":", 1) for line in Path(f"/proc/{victim.pid}/status").read_text().splitlines())
-        assert int(memory["RssAnon"].split()[0]) < 300_000
+        assert victim.anonymous_bytes() < 300_000_000
         assert "Traceback" not in victim.log()
         model = tmp_path / "model"
         model.mkdir()
@@ -158,7 +157,7 @@ def push_here(victim: Node, model: Path) -> None:
 async def test_a_crook_does_not_stop_an_honest_node(victim: Node, tmp_path: Path) -> None:
     """Both say they have it. What the crook sends is thrown away, and all of it comes from the other."""
     crook = Crook(wrong_block)
-    own = {LaneOpen: crook.on_open, Fetch: crook.on_fetch}
+    own: dict[type[Message], Answer] = {LaneOpen: crook.on_open, Fetch: crook.on_fetch}
     honest = Node(tmp_path / "h" / "honest", "honest")
     model = random_model(tmp_path / "model", 9, 24 * MIB)
     try:

@@ -6,8 +6,6 @@ from pathlib import Path
 
 import pytest
 import trio
-from tests.nodes import Node, random_model, until
-from tests.peers.insider import Insider, inside
 
 from tbshare.errors import PeerError, PeerUnreachable
 from tbshare.peers.mesh import KEEPS_MAX, Peer, split_address
@@ -32,6 +30,8 @@ from tbshare.wire.message import (
     Want,
     Wanted,
 )
+from tests.nodes import Node, random_model, until
+from tests.peers.insider import Insider, inside
 
 
 def test_addresses() -> None:

@@ -6,8 +6,6 @@ from pathlib import Path
 import msgspec
 import pytest
 import trio
-from tests.nodes import Node
-from tests.peers.insider import inside
 
 from tbshare.content.block import block_id, named_hash
 from tbshare.content.manifest import Manifest, of_blocks
@@ -15,13 +13,17 @@ from tbshare.content.tree import TREE_CONTEXT, Entry, Kind, Tree
 from tbshare.peers.mesh import Peer
 from tbshare.wire import limits
 from tbshare.wire.message import AnyMessage, Progress, Record, Records, RecordsWanted
+from tests.nodes import Node
+from tests.peers.insider import inside
 
 Row = tuple[bytes, int, bytes, int]
 
 
 def listing(*rows: Row) -> tuple[bytes, bytes]:
     """Return id and bytes of a directory listing that no honest node would write."""
-    entries = [[name, kind, target, size, 0o644, 0, []] for name, kind, target, size in sorted(rows)]
+    entries: list[list[object]] = [
+        [name, kind, target, size, 0o644, 0, []] for name, kind, target, size in sorted(rows)
+    ]
     data = msgspec.msgpack.encode([1, entries])
     return named_hash(TREE_CONTEXT, [data]), data
 
@@ -117,7 +119,7 @@ async def test_a_listing_that_never_ends_is_declined(victim: Node, tmp_path: Pat
 
 
 async def test_records_that_are_something_else_are_not_kept(victim: Node, tmp_path: Path) -> None:
-    tree, data = listing(file_row(b"a"))
+    _, data = listing(file_row(b"a"))
     async with inside(tmp_path / "evil", victim) as insider:
         for number, wrong in enumerate((b"x" * 100, b"\xff" * 3_000_000, data[:-1], data + b"\0", SUB.encoded)):
             unknown = bytes([number]) * 32
