@@ -8,7 +8,6 @@ import trio
 from tbshare.content import bits
 from tbshare.content.block import ObjectId, TreeId
 from tbshare.content.layout import aligned_count, choose
-from tbshare.content.ref import Ref
 from tbshare.content.tree import Entry
 from tbshare.content.tree import Kind as EntryKind
 from tbshare.daemon.needed import living, needed_trees
@@ -328,27 +327,27 @@ class Refs:
         )
 
     async def remove(self, params: RemoveParams) -> RemoveReport:
-        """Take a ref away everywhere; the bytes are freed after the grace time."""
+        """Take one version away everywhere, the newest if none is named; its bytes go after the grace time."""
         service = self.service
         state = await service.mesh.state()
         version = state.resolve(params.ref)
-        one_rev = "@" in params.ref
-        versions = (version,) if one_rev else state.versions(version.volume, version.name)
-        text = str(Ref(version.name, version.volume, version.rev if one_rev else ""))
         names = {node: member.name for node, member in state.members.items()}
-        nodes = sorted({names[node] for each in versions for node in self.holders(state, each.tree)})
+        nodes = sorted(names[node] for node in self.holders(state, version.tree))
         grace = service.config.number("store.grace_days") * 86400.0
-        size = sum(each.size_bytes for each in versions)
-        for each in versions:
-            self._check_not_adopted(each)
+        others = [str(each) for each in state.versions(version.volume, version.name) if each.rev != version.rev]
+        warnings = [f"other revs stay: {', '.join(others)}"] if others else []
+        report = RemoveReport(
+            str(version), params.yes, nodes, version.size_bytes, version.size_bytes, grace, warnings
+        )
+        self._check_not_adopted(version)
         if not params.yes:
-            return RemoveReport(text, False, nodes, size, size, grace)
-        rev = version.rev if one_rev else ""
-        entry = await trio.to_thread.run_sync(service.log.remove_ref, version.volume, version.name, rev)
+            return report
+        entry = await trio.to_thread.run_sync(service.log.remove_ref, version.volume, version.name, version.rev)
         await service.mesh.grown([entry])
-        for each in versions:
-            await trio.to_thread.run_sync(views.remove, service.store, TreeId(each.tree))
-        return RemoveReport(text, True, nodes, size, size, grace)
+        left = {each.tree for versions in (await service.mesh.state()).refs.values() for each in versions}
+        if version.tree not in left:
+            await trio.to_thread.run_sync(views.remove, service.store, TreeId(version.tree))
+        return report
 
     async def volume_list(self) -> VolumeList:
         """Return the volumes."""
