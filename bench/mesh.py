@@ -164,7 +164,12 @@ def torrent(net: Net, model: Path, scratch: Path) -> float:
     file = scratch / "model.torrent"
     subprocess.run([*program, "make", str(model), str(file)], check=True, env=environment())
     children: list[subprocess.Popen[str]] = []
-    late = threading.Timer(TORRENT_SECONDS_MAX, lambda: [child.kill() for child in children])
+
+    def end() -> None:
+        for child in children:
+            child.kill()
+
+    late = threading.Timer(TORRENT_SECONDS_MAX, end)
     late.start()
     try:
         for number in range(MEMBERS):
@@ -193,8 +198,8 @@ def torrent(net: Net, model: Path, scratch: Path) -> float:
         return time.perf_counter() - started
     finally:
         late.cancel()
+        end()
         for child in children:
-            child.kill()
             child.wait()
         for number in range(1, MEMBERS):
             shutil.rmtree(scratch / f"torrent-{number}", ignore_errors=True)

@@ -20,9 +20,7 @@ POLL_SECONDS = 0.005
 def make_torrent(directory: Path, torrent: Path) -> None:
     """Write the torrent of a directory."""
     lt: Any = importlib.import_module("libtorrent")
-    files = lt.file_storage()
-    lt.add_files(files, str(directory))
-    made = lt.create_torrent(files, PIECE_BYTES, lt.create_torrent.v1_only)
+    made = lt.create_torrent(lt.list_files(str(directory)), PIECE_BYTES, lt.create_torrent.v1_only)
     lt.set_piece_hashes(made, str(directory.parent))
     torrent.write_bytes(lt.bencode(made.generate()))
 

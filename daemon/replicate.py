@@ -1,7 +1,7 @@
 """Which trees this node should hold, and the fetches that see to it."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import trio
@@ -79,6 +79,7 @@ class Replicator:
         mesh.on_left(self._on_left)
         mesh.on_state(self._on_state)
         mesh.keeps_here = lambda: self.whole
+        mesh.keeps_grown = self._on_keeps
 
     async def _on_have(self, peer: Peer, message: AnyMessage) -> None:
         assert isinstance(message, Have)
@@ -99,6 +100,11 @@ class Replicator:
             await job.fetch.on_joined(peer)
             job.again.set()
         self.poke()
+
+    def _on_keeps(self, trees: Iterable[bytes]) -> None:
+        """Try again at once what a peer has now: it is said again on every push of the same content."""
+        for job in [self.jobs[tree] for tree in trees if tree in self.jobs]:
+            job.again.set()
 
     async def _on_left(self, peer: Peer) -> None:
         for job in list(self.jobs.values()):

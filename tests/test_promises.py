@@ -19,7 +19,8 @@ Three = tuple[Node, Node, Node]
 @pytest.fixture(scope="module")
 def three(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Three]:
     root = tmp_path_factory.mktemp("p")
-    nodes = Node(root / "a", "ada"), Node(root / "g", "grace"), Node(root / "e", "edith")
+    config = '[links]\nlimit = "20MB"\n'  # so that there is a middle to kill a transfer in
+    nodes = Node(root / "a", "ada", config), Node(root / "g", "grace", config), Node(root / "e", "edith", config)
     with running(*nodes):
         yield nodes
 

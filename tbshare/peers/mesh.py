@@ -110,6 +110,7 @@ class Mesh:
         self._redial = trio.Event()
         self._greeting: set[bytes] = set()  # dialled, and not yet a peer
         self.keeps_here: Callable[[], Iterable[bytes]] = lambda: ()
+        self.keeps_grown: Callable[[Iterable[bytes]], None] = lambda _: None
         self.addresses_changed: Callable[[], None] = lambda: None
 
     # registration ----------------------------------------------------------------------------------------------
@@ -362,6 +363,7 @@ class Mesh:
                 peer.keeps -= set(message.gone)
                 if len(peer.keeps) > KEEPS_MAX:
                     raise PeerError(f"{peer.hello.name} says it keeps more than {KEEPS_MAX} trees")
+                self.keeps_grown(message.trees)
             case _:
                 handler = self._handlers.get(type(message))
                 if handler is None:

@@ -12,6 +12,7 @@ import pytest
 
 from tbshare.errors import PairingFailed, TbshareError
 from tbshare.peers.identity import Identity
+from tbshare.peers.pairing import new_code
 from tbshare.wire import limits
 from tbshare.wire.report import AnyEvent, Code, TryFailed
 from tests.nodes import READY_SECONDS, Node, pair, random_model, running, until
@@ -165,7 +166,7 @@ def test_a_code_is_for_one(make_node: Make) -> None:
         with edith.client() as client, pytest.raises(PairingFailed):
             client.pair_join(window.code, f"127.0.0.1:{ada.port}")
         with grace.client() as client, pytest.raises(PairingFailed, match="in a cluster with 1 others already"):
-            client.pair_join("1-a-b", f"127.0.0.1:{edith.port}")
+            client.pair_join(new_code(), f"127.0.0.1:{edith.port}")
 
 
 def test_nobody_there(make_node: Make) -> None:
@@ -173,7 +174,7 @@ def test_nobody_there(make_node: Make) -> None:
         port = free.getsockname()[1]
     ada = make_node("ada")
     with running(ada), ada.client() as client, pytest.raises(PairingFailed, match="nothing answers"):
-        client.pair_join("1-abandon-ability", f"127.0.0.1:{port}")
+        client.pair_join(new_code(), f"127.0.0.1:{port}")
 
 
 def test_a_window_ends_with_its_client(make_node: Make, tmp_path: Path) -> None:

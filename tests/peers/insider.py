@@ -38,6 +38,7 @@ from tests.nodes import Node, open_window
 
 Answer = Callable[[Peer, AnyMessage], Awaitable[None]]
 FINAL_SECONDS = 25.0
+ENDS = ("failed", "declined", "durable")
 
 
 class Insider:
@@ -115,9 +116,8 @@ class Insider:
         with trio.fail_after(FINAL_SECONDS):
             while True:
                 for message in self.heard:
-                    if isinstance(message, Progress) and message.tree == tree:
-                        if message.state in ("failed", "declined", "durable"):
-                            return message
+                    if isinstance(message, Progress) and message.tree == tree and message.state in ENDS:
+                        return message
                 await self.changed.wait()
 
     @property
