@@ -45,7 +45,7 @@ from tbshare.wire.message import Have, Holding, Progress, Source, Unwant, Want
 
 _log = logging.getLogger("tbshare.peers.fetch")
 SYNC_SECONDS = 1.0
-SYNC_BYTES = 256 * 1024 * 1024  # at most this much is written and not synced when a second has passed
+SYNC_BYTES = 1024 * 1024 * 1024  # written and not synced: synced before the second is over
 ANNOUNCE_SECONDS = 0.02
 PROGRESS_SECONDS = 0.25
 TICK_SECONDS = 0.1

@@ -20,7 +20,9 @@ _F_PREALLOCATE = 42
 _FICLONE = 0x40049409
 _FICLONERANGE = 0x4020940D
 _FS_IOC_FIEMAP = 0xC020660B
+_FIEMAP_FLAG_SYNC = 0x1
 _FIEMAP_EXTENT_LAST, _FIEMAP_EXTENT_SHARED = 0x1, 0x2000
+_FIEMAP_UNSURE = 0x2 | 0x4 | 0x8 | 0x80 | 0x200  # unknown, delayed, encoded, encrypted, inline
 _NO_CLONE = {errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOTTY, errno.ENOSYS, errno.ETXTBSY, errno.EPERM}
 NETWORK_FILE_SYSTEMS = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "afpfs", "webdav", "fuse.sshfs", "9p"}
 
@@ -172,26 +174,41 @@ def clone_range(source: int, source_offset: int, destination: int, offset: int, 
 
 def shared_bytes(descriptor: int) -> int:
     """Return how many bytes of a file share their disk blocks with another file; 0 where that cannot be told."""
+    return sum(length for _, _, length, flags in _extents(descriptor) or [] if flags & _FIEMAP_EXTENT_SHARED)
+
+
+def same_blocks(one: int, other: int) -> bool:
+    """Return whether two open files consist of the same disk blocks, all of them, so of the same bytes.
+
+    What was written to either is flushed first, and a write to shared blocks always goes to new ones: True says
+    that both have held these bytes since the one was cloned from the other. False also where it cannot be told.
+    """
+    first, second = _extents(one), _extents(other)
+    if not first or first != second:
+        return False
+    return all(flags & _FIEMAP_EXTENT_SHARED and not flags & _FIEMAP_UNSURE for *_, flags in first)
+
+
+def _extents(descriptor: int) -> list[tuple[int, int, int, int]] | None:
+    """Return (offset in the file, on the disk, length, flags) of each extent, flushed; None if unknown."""
     if MACOS:
-        return 0
-    shared, position, batch = 0, 0, 512
+        return None
+    found: list[tuple[int, int, int, int]] = []
+    position, batch = 0, 512
     while True:
         request = bytearray(32 + 56 * batch)
-        struct.pack_into("QQIIII", request, 0, position, (1 << 64) - 1 - position, 0, 0, batch, 0)
+        struct.pack_into("QQIIII", request, 0, position, (1 << 64) - 1 - position, _FIEMAP_FLAG_SYNC, 0, batch, 0)
         try:
             fcntl.ioctl(descriptor, _FS_IOC_FIEMAP, request)
         except OSError:
-            return shared
+            return None
         count = struct.unpack_from("I", request, 20)[0]
-        if count == 0:
-            return shared
         for number in range(count):
-            logical, _, length, _, _, flags = struct.unpack_from("QQQQQI", request, 32 + 56 * number)
-            if flags & _FIEMAP_EXTENT_SHARED:
-                shared += length
+            logical, physical, length, _, _, flags = struct.unpack_from("QQQQQI", request, 32 + 56 * number)
+            found.append((logical, physical, length, flags))
             position = logical + length
-            if flags & _FIEMAP_EXTENT_LAST:
-                return shared
+        if count == 0 or found[-1][3] & _FIEMAP_EXTENT_LAST:
+            return found
 
 
 def free_bytes(path: Path) -> tuple[int, int]:

@@ -133,7 +133,6 @@ class Ingest:
             found = self._hash(file, descriptor, -1, size, header)
             self.adopted += adopt.link(self.store, file, descriptor, found)
             return Ingested(found.id, found, "adopted", warning)
-        self.store.check_room(size)
         temporary = self.store.home.temporary("ingest")
         chosen = layout.choose(header)
         clone = disk.clone_file(descriptor, temporary) if not chosen.shift else None
@@ -141,10 +140,9 @@ class Ingest:
         target = os.open(temporary, flags, 0o600) if clone is None else clone
         try:
             if clone is not None:
-                size = os.fstat(clone).st_size
-                header, warning = _header(file, clone, size)
-                found = self._hash(file, clone, -1, size, header)
+                found, warning = self._hash_cloned(file, descriptor, clone)
             else:
+                self.store.check_room(size)
                 disk.reserve(target, size + chosen.shift)
                 found = self._hash(file, descriptor, target, size, header)
                 _refuse_changed(file, descriptor, before)
@@ -154,6 +152,23 @@ class Ingest:
             os.close(target)
             with contextlib.suppress(FileNotFoundError):
                 temporary.unlink()
+
+    def _hash_cloned(self, file: SourceFile, source: int, clone: int) -> tuple[Manifest, str]:
+        """Return the manifest of a clone, and a warning.
+
+        The source is read, whose pages are in memory as often as not, while the clone's never are (the page cache
+        is by file): 7 against 1 GB/s here. Afterwards the two must consist of the same disk blocks, which proves
+        that these bytes are the clone's; else the clone itself is hashed.
+        """
+        size = os.fstat(clone).st_size
+        header, warning = _header(file, clone, size)
+        if os.fstat(source).st_size == size:
+            with contextlib.suppress(SourceChanged):
+                found = self._hash(file, source, -1, size, header)
+                if disk.same_blocks(source, clone):
+                    return found, warning
+            self.advance(-size)
+        return self._hash(file, clone, -1, size, header), warning
 
     def _seal(self, found: Manifest, target: int, temporary: Path, shift: int) -> None:
         """Pad the header of a shifted object, sync, and name the object."""
