@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tbshare.cli import amount, show
+from tbshare.cli import amount, hub, show
 from tbshare.cli.complete import complete_node, complete_ref
 from tbshare.cli.examples import examples
 from tbshare.cli.session import connect
@@ -75,6 +75,8 @@ def push(  # noqa: PLR0913, PLR0917  (typer makes an option of each)
         raise UsageError("push wants a PATH, or --from-hf-cache ORG/NAME", cure="tbshare push --help")
     if undo and not move:
         raise UsageError("--undo goes with --move", cure=f"tbshare push --move --undo {path}")
+    if path.startswith(hub.PREFIX):
+        path = hub.fetched(path)
     params = local.PushParams(
         path=source(path) if path else "",
         name=name,
@@ -325,9 +327,7 @@ def looks_like_path(text: str) -> bool:
 
 
 def source(text: str) -> str:
-    """Return the absolute path, or the hf:// address; InputRefused when nothing is there."""
-    if text.startswith("hf://"):
-        return text
+    """Return the absolute path; InputRefused when nothing is there."""
     chosen = os.path.abspath(os.path.expanduser(text))
     if not os.path.lexists(chosen):
         raise InputRefused(f"no such file or directory: {text}", cure=f"ls {os.path.dirname(chosen)}")

@@ -94,12 +94,6 @@ class Pushes:
 
     async def _scan(self, params: PushParams, emit: Emit) -> Source:
         path = Path(params.path)
-        if params.path.startswith("hf://"):
-            hub_id = params.path.removeprefix("hf://")
-            raise UsageError(
-                "fetching from the hub is not part of this version",
-                cure=f"hf download {hub_id.split('@')[0]}; tbshare push --from-hf-cache {hub_id}",
-            )
         if params.hf_cache:
             hub_id, _, revision = params.hf_cache.partition("@")
             environment = (

@@ -8,7 +8,7 @@ import logging
 import secrets
 import socket
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -49,6 +49,7 @@ LANES_PER_PEER_MAX = 8
 HOLDINGS_PER_MESSAGE = 2000
 TREES_CACHED = 64
 WANTS_MAX = 10_000
+QUESTIONS_MAX = 8  # RecordsWanted of one peer that are being answered; a fetch has one at a time
 
 
 @dataclass
@@ -98,6 +99,7 @@ class Provider:
         self._waiting: dict[int, _Lane] = {}  # by admission, until they are dialled
         self._admissions = lane_wire.Tokens()
         self._last_admission = 0
+        self._answering: Counter[bytes] = Counter()
         self._objects: OrderedDict[bytes, frozenset[bytes]] = OrderedDict()
         self._nursery: trio.Nursery | None = None
         mesh.on(RecordsWanted, self._on_records_wanted)
@@ -126,6 +128,22 @@ class Provider:
         assert isinstance(message, RecordsWanted)
         if len(message.ids) > limits.RECORDS_PER_REQUEST:
             raise PeerError("too many records asked for at once")
+        if self._answering[peer.node] >= QUESTIONS_MAX:
+            raise PeerError("too many questions at once")
+        assert self._nursery is not None
+        self._answering[peer.node] += 1
+        self._nursery.start_soon(self._give_records, peer, message)
+
+    async def _give_records(self, peer: Peer, message: RecordsWanted) -> None:
+        """Answer beside the session's reading: two nodes that ask each other for much must both go on reading."""
+        try:
+            await self._send_records(peer, message)
+        except Exception:  # noqa: BLE001 - a record that cannot be read ends neither session nor daemon
+            _log.exception("records could not be given to %s", peer.hello.name)
+        finally:
+            self._answering[peer.node] -= 1
+
+    async def _send_records(self, peer: Peer, message: RecordsWanted) -> None:
         missing: list[bytes] = []
         for record_id in message.ids:
             try:

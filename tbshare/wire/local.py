@@ -108,7 +108,7 @@ class StatusParams(Params, frozen=True):
 
 
 class PushParams(Params, frozen=True):
-    """For push. `path` is absolute, or `hf://org/name[@rev]`, or empty with `hf_cache`.
+    """For push. `path` is absolute, or empty with `hf_cache`.
 
     `to` empty means every node that accepts. `undo` puts files adopted by `move` back. `detach` returns once the
     ref is published. `limit_bytes_per_second` 0 means none.

@@ -189,8 +189,6 @@ def test_push_hands_everything_over(
     monkeypatch.delenv("HF_HUB_CACHE", raising=False)
     assert cli("push", "--from-hf-cache", "a/b").status == 0
     assert serving.answers.asked[-1] == local.PushParams(path="", hf_cache="a/b", hf_cache_directory="/hf/hub")
-    assert cli("push", "hf://org/name@main").status == 0
-    assert serving.answers.asked[-1] == local.PushParams(path="hf://org/name@main")
 
 
 def test_push_closing_lines(serving: Serving, cli: Cli, model: str) -> None:
