@@ -238,6 +238,7 @@ class Pushes:
                 process.bytes_done, process.rate = done.total, done.total / seconds
                 await emit(Ingest(done.total, source.size, 0, len(source.files), "", process.rate))
 
+        failure: BaseException | None = None
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(say)
@@ -246,11 +247,13 @@ class Pushes:
                     await trio.sleep_forever()
                 finally:
                     stop.set()  # a cancellation reaches the threads so
-        except* BaseException as group:
-            await self._roll_back(work.adopted)
-            if isinstance(error := innermost(group), TbshareError):
-                raise error from None
-            raise
+        except* TbshareError as group:
+            failure = innermost(group)
+        finally:
+            if not result:
+                await self._roll_back(work.adopted)
+        if failure is not None:
+            raise failure
         tree = result[0]
         seconds = time.monotonic() - started
         await emit(

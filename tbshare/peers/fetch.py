@@ -38,7 +38,7 @@ from tbshare.peers.plan import PeerView, Request, plan, steals
 from tbshare.peers.provide import Provider
 from tbshare.peers.records import RecordFetcher
 from tbshare.store.arriving import Arriving
-from tbshare.store.disk import translated
+from tbshare.store.disk import as_ours
 from tbshare.store.store import Store
 from tbshare.transport.link import Target
 from tbshare.wire.message import Have, Holding, Progress, Source, Unwant, Want
@@ -151,10 +151,7 @@ class TreeFetch:
     def failed(self, unit: int, error: OSError) -> None:
         """Note that this node's disk did not take a block."""
         self._in_flight.pop(unit, None)
-        failure = translated(error)
-        self._fail(
-            failure if isinstance(failure, TbshareError) else TbshareError(f"a block was not written: {error}")
-        )
+        self._fail(as_ours(error))
 
     def _fail(self, error: TbshareError) -> None:
         self._failure = self._failure or error
@@ -188,6 +185,7 @@ class TreeFetch:
     async def run(self) -> None:
         """Fetch the tree. Raises what made it impossible: DiskFull, ObjectMissing, FormatInvalid."""
         self.state, self.reason = "fetching", ""
+        failure: TbshareError | None = None
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._report)
@@ -198,16 +196,15 @@ class TreeFetch:
             await self._provider.announce(self.tree, [], whole=True)
             self.state = "durable"
         except* (TbshareError, OSError) as group:
-            error = innermost(group)
-            if isinstance(error, OSError):
-                error = TbshareError(f"the disk of this node: {error.strerror or error}", cure="tbshare status")
+            failure = as_ours(innermost(group))
             # Declined: trying again changes nothing until somebody does something about it.
-            self.state = "declined" if isinstance(error, FormatInvalid | DiskFull) else "failed"
-            self.reason = str(error)
-            raise error from None
+            self.state = "declined" if isinstance(failure, FormatInvalid | DiskFull) else "failed"
+            self.reason = str(failure)
         finally:
             with trio.CancelScope(shield=True):
                 await self._stop()
+        if failure is not None:  # raised out here: in there Python 3.11.2 would put it into a group again
+            raise failure
 
     async def _pass(self) -> bool:
         """Fetch the objects that no other fetch is bringing in; return whether the whole tree is here then."""

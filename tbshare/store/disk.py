@@ -10,7 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tbshare.errors import DiskFull, StoreUnusable
+from tbshare.errors import DiskFull, StoreUnusable, TbshareError
 
 # One write of 4 MiB to a new file took twice the CPU of sixteen of this size here (`bench/lane.py`).
 WRITE_BYTES = 256 * 1024
@@ -110,6 +110,15 @@ def translated(error: OSError) -> Exception:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return DiskFull("the disk is full", cure="tbshare du; tbshare gc --now")
     return error
+
+
+def as_ours(error: BaseException) -> TbshareError:
+    """Return the error to tell of something that a disk did."""
+    failure = translated(error) if isinstance(error, OSError) else error
+    if isinstance(failure, TbshareError):
+        return failure
+    text = failure.strerror if isinstance(failure, OSError) else ""
+    return TbshareError(f"the disk of this node: {text or failure}", cure="tbshare status")
 
 
 def reserve(descriptor: int, size: int) -> None:
