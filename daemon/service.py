@@ -26,7 +26,6 @@ from tbshare.peers.fetch import TreeFetch
 from tbshare.peers.identity import Identity
 from tbshare.peers.lanes import Lanes
 from tbshare.peers.mesh import Mesh, Peer
-from tbshare.peers.pairing import Window
 from tbshare.peers.provide import Provider
 from tbshare.peers.records import RecordFetcher
 from tbshare.store import disk
@@ -51,7 +50,6 @@ class Service:
         self.started_at = time.time()
         self.port = config.number("listen.port")
         self.stopping = trio.Event()
-        self.window: Window | None = None  # for pairing
         self.answer_pairing: Callable[[trio.SocketStream, Callable[[], None]], Awaitable[None]] = _no_pairing
         self.processes = Processes()
         self.collecting = trio.Lock()  # held while garbage goes

@@ -18,7 +18,6 @@ MACOS = sys.platform == "darwin"
 _F_FULLFSYNC = 51
 _F_PREALLOCATE = 42
 _FICLONE = 0x40049409
-_FICLONERANGE = 0x4020940D
 _FS_IOC_FIEMAP = 0xC020660B
 _FIEMAP_FLAG_SYNC = 0x1
 _FIEMAP_EXTENT_LAST, _FIEMAP_EXTENT_SHARED = 0x1, 0x2000
@@ -165,20 +164,6 @@ def _clone_macos(source: int, destination: Path) -> int | None:
             return None
         raise translated(OSError(number, os.strerror(number)))
     return os.open(destination, os.O_RDWR)
-
-
-def clone_range(source: int, source_offset: int, destination: int, offset: int, length: int) -> bool:
-    """Share a range of another file; False where that cannot be (unaligned, other file system, no reflink)."""
-    if MACOS:
-        return False
-    request = struct.pack("qQQQ", source, source_offset, length, offset)
-    try:
-        fcntl.ioctl(destination, _FICLONERANGE, request)
-    except OSError as error:
-        if error.errno in _NO_CLONE:
-            return False
-        raise translated(error) from error
-    return True
 
 
 def shared_bytes(descriptor: int) -> int:
