@@ -32,7 +32,7 @@ class Demo:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.ports = dict(zip(NODES, _free_ports(len(NODES)), strict=True))
+        self.ports: dict[str, int] = dict(zip(NODES, _free_ports(len(NODES)), strict=True))
         self.started = time.monotonic()
 
     def command(self, node: str, *words: str) -> list[str]:
@@ -166,10 +166,14 @@ def _free_ports(count: int) -> list[int]:
     return ports
 
 
+def _end(_number: int, _frame: object) -> None:
+    sys.exit(130)
+
+
 def main() -> int:
     """Run the demo; leave nothing behind."""
     for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda *_: sys.exit(130))
+        signal.signal(number, _end)
     demo = Demo(Path(tempfile.mkdtemp(prefix="tbshare-demo-")))
     try:
         model = demo.model()
