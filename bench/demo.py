@@ -45,7 +45,9 @@ class Demo:
             f"\n{node}$ tbshare {' '.join(word if ' ' not in word else repr(word) for word in words)}", flush=True
         )
         answer: list[str] = []
-        with subprocess.Popen(self.command(node, *words), stdout=subprocess.PIPE) as running:  # stderr is live
+        # Progress on stderr stays live on a terminal; beside an answer that streams, order matters more.
+        errors = subprocess.STDOUT if words[0] == "run" else None
+        with subprocess.Popen(self.command(node, *words), stdout=subprocess.PIPE, stderr=errors) as running:
             assert running.stdout is not None
             while piece := os.read(running.stdout.fileno(), 4096):
                 sys.stdout.buffer.write(piece)
