@@ -468,7 +468,7 @@ class TreeFetch:
         return [Holding(object_id, bits.to_runs(blocks)) for object_id, blocks in grouped.items()]
 
     async def _sync(self) -> None:
-        """Make what came durable in batches, and finish objects that are complete."""
+        """Make what came durable in batches; objects are finished together, at the end of a pass."""
         while True:
             for _ in range(int(SYNC_SECONDS / TICK_SECONDS)):
                 await trio.sleep(TICK_SECONDS)

@@ -31,7 +31,7 @@ CREATE TABLE IF NOT EXISTS packs (number INTEGER PRIMARY KEY, scanned INTEGER NO
 -- state: 'whole' or 'partial'; place: 'exact', 'shifted' or 'packed'
 CREATE TABLE IF NOT EXISTS objects (
     key INTEGER PRIMARY KEY, id BLOB NOT NULL UNIQUE, size INTEGER NOT NULL, state TEXT NOT NULL,
-    place TEXT NOT NULL, present TEXT NOT NULL DEFAULT '', adopted TEXT NOT NULL DEFAULT ''
+    place TEXT NOT NULL, present TEXT NOT NULL DEFAULT ''
 );
 CREATE TABLE IF NOT EXISTS blocks (
     id BLOB NOT NULL, object INTEGER NOT NULL, number INTEGER NOT NULL, PRIMARY KEY (id, object, number)
@@ -53,7 +53,6 @@ class Row:
     whole: bool
     place: str
     present: Bits
-    adopted: str
 
 
 def _runs_text(present: Bits) -> str:
@@ -177,32 +176,30 @@ class Index:
         """Return what is known of an object."""
         with self._lock:
             row = self._connection.execute(
-                "SELECT key, id, size, state, place, present, adopted FROM objects WHERE id=?", (object_id,)
+                "SELECT key, id, size, state, place, present FROM objects WHERE id=?", (object_id,)
             ).fetchone()
         return None if row is None else self._row(row)
 
     def objects(self) -> list[Row]:
         """Return all objects."""
         with self._lock:
-            rows = self._connection.execute(
-                "SELECT key, id, size, state, place, present, adopted FROM objects"
-            ).fetchall()
+            rows = self._connection.execute("SELECT key, id, size, state, place, present FROM objects").fetchall()
         return [self._row(row) for row in rows]
 
     @staticmethod
-    def _row(row: tuple[int, bytes, int, str, str, str, str]) -> Row:
-        key, object_id, size, state, place, present, adopted = row
+    def _row(row: tuple[int, bytes, int, str, str, str]) -> Row:
+        key, object_id, size, state, place, present = row
         # The count bounds only damage; an object has at most size+2 blocks under any cut.
-        return Row(key, ObjectId(object_id), size, state == "whole", place, _runs_of(present, size + 2), adopted)
+        return Row(key, ObjectId(object_id), size, state == "whole", place, _runs_of(present, size + 2))
 
-    def put_object(self, manifest: Manifest, *, whole: bool, place: str, adopted: str = "") -> None:
+    def put_object(self, manifest: Manifest, *, whole: bool, place: str) -> None:
         """Add or change an object, and make its blocks findable."""
         with self.transaction():
             self._do(
-                "INSERT INTO objects (id, size, state, place, adopted) VALUES (?, ?, ?, ?, ?) "
+                "INSERT INTO objects (id, size, state, place) VALUES (?, ?, ?, ?) "
                 "ON CONFLICT (id) DO UPDATE SET state=excluded.state, place=excluded.place, "
-                "adopted=excluded.adopted, present=''",
-                (manifest.id, manifest.size, "whole" if whole else "partial", place, adopted),
+                "present=''",
+                (manifest.id, manifest.size, "whole" if whole else "partial", place),
             )
             row = self.object(manifest.id)
             assert row is not None

@@ -203,7 +203,7 @@ class Store:
         if row.place == "packed":
             place = self._place(Kind.CONTENT, row.id)
             return [Extent(0, row.size, self.packs.path(place.pack), place.offset)]
-        path = Path(row.adopted) if row.adopted else self.home.object(row.id, row.place)
+        path = self.home.object(row.id, row.place)
         if row.place == "exact":
             return [Extent(0, row.size, path, 0)]
         body = self._body(row)

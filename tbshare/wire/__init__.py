@@ -10,11 +10,12 @@ any message at any time. `Ping` is answered by `Pong` at once; a node that says 
 
 Fetching (the fetcher asks, the provider answers):
 
-    Want(tree)                  -> Holdings(tree, which blocks)   and from then on Have(...) as more arrive
-    RecordsWanted(ids)          -> Records                        manifests and trees, by id
+    Want(tree)                  -> Have(tree, which blocks)       and more of them as more arrive
+    RecordsWanted(ids)          -> Records(parts)                 manifests and trees, by id
     LaneOpen                    -> LaneReady(token, key)          the fetcher then dials the lane
     Fetch(lane, blocks)         -> payload on the lane, or Refused(...) on control
-    Durable(tree)               the fetcher holds it whole and synced; progress before that in Progress
+    Progress(tree, state)       how far the fetcher is; `durable` means whole and synced
+    Keeps(trees, gone)          which trees a node holds whole, said at once and at every change
 
 Non-goals: no block is ever pushed unasked; no peer is asked to relay a question.
 """
