@@ -5,6 +5,7 @@ there is one, a `cure`: the command or the step that helps. The daemon sends the
 socket and the client raises the same class again, so that a failure reads the same wherever it happened.
 """
 
+import errno
 from enum import IntEnum
 
 
@@ -111,6 +112,78 @@ class Interrupted(TbshareError):
     """The user, or `tbshare stop`, ended it."""
 
     exit_status = ExitStatus.INTERRUPTED
+
+
+class FileError(TbshareError):
+    """An operation on a path of a volume that cannot be done; `errno` is what a mount answers."""
+
+    errno = errno.EIO
+
+
+class PathMissing(FileError):
+    """Nothing has this name."""
+
+    errno = errno.ENOENT
+
+
+class PathExists(FileError):
+    """Something has this name already."""
+
+    errno = errno.EEXIST
+
+
+class PathNotDirectory(FileError):
+    """A part of the path is not a directory."""
+
+    errno = errno.ENOTDIR
+
+
+class PathIsDirectory(FileError):
+    """The path names a directory where a file is needed."""
+
+    errno = errno.EISDIR
+
+
+class DirectoryNotEmpty(FileError):
+    """A directory that has something in it is not removed."""
+
+    errno = errno.ENOTEMPTY
+
+
+class PathInvalid(FileError):
+    """A name or path that no volume can hold, or that leaves the volume."""
+
+    errno = errno.EINVAL
+
+
+class MoveImpossible(FileError):
+    """A directory cannot go below itself."""
+
+    errno = errno.EINVAL
+
+
+class CrossesVolumes(FileError):
+    """A rename or a link from one volume to another."""
+
+    errno = errno.EXDEV
+
+
+class QuotaExceeded(FileError):
+    """The volume's quota is used up; nothing was written."""
+
+    errno = errno.EDQUOT
+
+
+class Locked(FileError):
+    """Another node, which can be reached, holds the lease; or a removal met an open file."""
+
+    errno = errno.EBUSY
+
+
+class VolumeReadOnly(FileError):
+    """The volume takes no writes here: role, mode, damage, or a newer version of tbshare."""
+
+    errno = errno.EROFS
 
 
 class ModelRefused(TbshareError):

@@ -42,6 +42,11 @@ OPTIONS_MAX: Final = 64
 ORIGIN_LETTERS_MAX: Final = 1024
 KIND_LETTERS_MAX: Final = 64
 VOLUME_LETTERS_MAX: Final = 255
+PARENTS_MAX: Final = 64  # heads that one save joins
+HEADS_SEEN_MAX: Final = 1024  # versions that one removal names
+XATTRS_MAX: Final = 256  # that one op sets
+XATTRS_BYTES_MAX: Final = 64 * 1024
+LINK_BYTES_MAX: Final = 4096
 SIGNATURE_BYTES: Final = 64
 
 Hash = Annotated[bytes, msgspec.Meta(min_length=HASH_BYTES, max_length=HASH_BYTES)]
@@ -52,7 +57,11 @@ Label = Annotated[str, msgspec.Meta(max_length=255)]
 Option = (
     Annotated[str, msgspec.Meta(max_length=1024)] | bool | Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
 )
+Id = Annotated[int, msgspec.Meta(ge=1, le=(1 << 63) - 1)]  # volumes/ids.py
+Below = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]  # a directory; 0 is the volume's root
+FileName = Annotated[bytes, msgspec.Meta(min_length=1, max_length=255)]
 Role = Literal["admin", "publish", "write", "read"]
+Contents = Literal["file", "bundle", "link"]
 Mode = Literal["models", "media", "owner"]
 
 
@@ -135,6 +144,111 @@ class RefRemove(Op, frozen=True, tag="ref-remove"):
     rev: Annotated[str, msgspec.Meta(pattern=REV_PATTERN)] | Literal[""] = ""
 
 
+class VolumeSet(Op, frozen=True, tag="volume-set"):
+    """Gives a volume these options; of two for one option, the later in the order of ops holds."""
+
+    volume: Id
+    options: Annotated[dict[Part, Option], msgspec.Meta(min_length=1, max_length=OPTIONS_MAX)]
+
+
+class RoleSet(Op, frozen=True, tag="role-set"):
+    """Gives a node a role in one volume; an empty one returns to its role in the cluster."""
+
+    volume: Id
+    node: Hash
+    role: Role | Literal["none", ""] = ""
+
+
+class At(msgspec.Struct, frozen=True, array_like=True):
+    """A place in a log."""
+
+    node: Hash
+    incarnation: Hash
+    seq: Number
+    hash: Hash
+
+
+class SnapshotCreate(Op, frozen=True, tag="snapshot-create"):
+    """Names the state of a volume at these places of the logs."""
+
+    volume: Id
+    name: Part
+    heads: Annotated[tuple[At, ...], msgspec.Meta(min_length=1, max_length=UNTIL_MAX)]
+
+
+class SnapshotRemove(Op, frozen=True, tag="snapshot-remove"):
+    """Forgets the snapshot that the entry of this hash made."""
+
+    volume: Id
+    name: Part
+    entry: Hash
+
+
+class Place(Op, frozen=True, tag="place"):
+    """Puts the name `id` of a file into a directory, or moves it there; `place` identifies this placing.
+
+    A hard link is another `id` for the same `file`.
+    """
+
+    volume: Id
+    id: Id
+    place: Id
+    file: Id
+    name: FileName
+    parent: Below = 0
+
+
+class Move(Op, frozen=True, tag="move"):
+    """Puts the directory `id` into another, or moves it there; skipped by the fold where it would make a cycle."""
+
+    volume: Id
+    id: Id
+    place: Id
+    name: FileName
+    parent: Below = 0
+
+
+class Remove(Op, frozen=True, tag="remove"):
+    """Takes away the name, or the directory, that was placed by `place`; `seen` are the heads its author knew."""
+
+    volume: Id
+    id: Id
+    place: Id
+    seen: Annotated[tuple[Id, ...], msgspec.Meta(max_length=HEADS_SEEN_MAX)] = ()
+    directory: bool = False
+
+
+class Save(Op, frozen=True, tag="save"):
+    """Adds a version to a file.
+
+    `content` is an object's id for a file, a tree's for a bundle, and where it points for a symbolic link.
+    """
+
+    volume: Id
+    file: Id
+    version: Id
+    content: Annotated[bytes, msgspec.Meta(min_length=1, max_length=LINK_BYTES_MAX)]
+    parents: Annotated[tuple[Id, ...], msgspec.Meta(max_length=PARENTS_MAX)] = ()
+    size: Number = 0
+    mtime_ns: Annotated[int, msgspec.Meta(ge=-(1 << 63), le=(1 << 63) - 1)] = 0
+    contents: Contents | Literal[""] = ""  # empty means "file"
+    epoch: Number = 0  # of the lease it was written under; 0 without one
+
+
+class Describe(Op, frozen=True, tag="describe"):
+    """Sets attributes of a file, or of a directory; what is None or not named stays. The last one wins, each."""
+
+    volume: Id
+    id: Below  # of a file or a directory; the root is 0
+    directory: bool = False
+    mode: Annotated[int, msgspec.Meta(ge=0, le=0o7777)] | None = None
+    uid: Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)] | None = None
+    gid: Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)] | None = None
+    mtime_ns: Annotated[int, msgspec.Meta(ge=-(1 << 63), le=(1 << 63) - 1)] | None = None
+    birthtime_ns: Annotated[int, msgspec.Meta(ge=-(1 << 63), le=(1 << 63) - 1)] | None = None
+    xattrs: Annotated[dict[FileName, bytes | None], msgspec.Meta(max_length=XATTRS_MAX)] = {}
+
+
 @dataclass(frozen=True, slots=True)
 class UnknownOp:
     """An op of a newer version, kept byte for byte; `volume` is empty when it names none."""
@@ -144,7 +258,21 @@ class UnknownOp:
     volume: str
 
 
-KnownOp = Genesis | MemberAdd | MemberRemove | MemberRename | VolumeCreate | RefSet | RefRemove
+ClusterOp = (
+    Genesis
+    | MemberAdd
+    | MemberRemove
+    | MemberRename
+    | VolumeCreate
+    | VolumeSet
+    | RoleSet
+    | SnapshotCreate
+    | SnapshotRemove
+    | RefSet
+    | RefRemove
+)
+FileOp = Place | Move | Remove | Save | Describe  # of one volume's namespace: volumes/namespace.py
+KnownOp = ClusterOp | FileOp
 AnyOp = KnownOp | UnknownOp
 
 
@@ -180,6 +308,13 @@ class Entry:
     def order(self) -> tuple[int, bytes, bytes, int, bytes]:
         """Return the sort key of the one order in which all nodes fold entries."""
         return self.lamport, self.node, self.incarnation, self.seq, self.hash
+
+    def stamp(self) -> bytes:
+        """Return what the ops of this entry are ordered by in a namespace: 32 bytes, before the op's own two.
+
+        Lamport time, then the log's node, then the entry's hash: no wall clock, and no two entries alike.
+        """
+        return self.lamport.to_bytes(8, "big") + self.node[:8] + self.hash[:16]
 
 
 class _Sealed(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
