@@ -74,6 +74,10 @@ class StoreUnusable(TbshareError):
     """The store cannot be opened: in use, of a newer format, on a network file system, or not mounted."""
 
 
+class LogDamaged(StoreUnusable):
+    """Bytes of log.db are not what was written."""
+
+
 class DiskFull(TbshareError):
     """There is no room for the bytes."""
 
@@ -172,6 +176,18 @@ class QuotaExceeded(FileError):
     """The volume's quota is used up; nothing was written."""
 
     errno = errno.EDQUOT
+
+
+class XattrsTooLarge(FileError):
+    """More extended attributes than an item can hold; large values belong into objects of their own."""
+
+    errno = errno.E2BIG
+
+
+class NameTooLong(FileError):
+    """A name of more than 255 bytes, or 255 UTF-16 units, or a path of too many parts."""
+
+    errno = errno.ENAMETOOLONG
 
 
 class Locked(FileError):

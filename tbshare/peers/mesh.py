@@ -6,15 +6,18 @@ id dialled is kept. A message of a kind somebody registered for is handed to tha
 Shared state, all in the trio thread: `peers` (node -> Peer). A Peer is in it from its Hello to its end.
 """
 
+import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Iterable
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from typing import TypeVar
 
 import trio
 
 from tbshare import __version__
 from tbshare.errors import DiskFull, PeerError, PeerUnreachable, StoreUnusable
+from tbshare.peers.exchange import Exchange, Said
 from tbshare.peers.identity import Identity, short
 from tbshare.transport import control
 from tbshare.transport.control import ControlSession
@@ -37,11 +40,14 @@ from tbshare.wire.message import (
 _log = logging.getLogger("tbshare.peers.mesh")
 REDIAL_SECONDS_MIN, REDIAL_SECONDS_MAX = 0.25, 5.0
 STAGGER_SECONDS = 0.15  # between dialling one address of a peer and the next
-ENTRIES_MESSAGE_BYTES = limits.ENVELOPE_BYTES_MAX // 2
+GATHER_SECONDS = 0.005  # what is committed closer together goes in one message: the peer syncs once for it
+SMALL_PART_ENTRIES = 256
+ACKNOWLEDGE_SECONDS = 0.25  # entries that come closer together are acknowledged together
 ADDRESSES_MAX, ADDRESS_LETTERS_MAX = 32, 300
 NODES_MAX = 256  # whose addresses are remembered
 KEEPS_MAX = 200_000  # trees one peer may say it holds
 
+Answer = TypeVar("Answer")
 Handler = Callable[["Peer", AnyMessage], Awaitable[None]]
 
 
@@ -54,7 +60,7 @@ class Peer:
     session: ControlSession
     dialled: bool  # by us
     keeps: set[bytes] = field(default_factory=set[bytes])  # trees it holds whole
-    asked_again: bool = False  # for what lies before entries that could not be taken, and nothing came of it yet
+    due: trio.Event = field(default_factory=trio.Event)  # the log has something for it, perhaps
 
     async def send(self, message: AnyMessage) -> None:
         """Send a message; nothing happens when the session is over, whoever waits for an answer is told so."""
@@ -97,6 +103,13 @@ class Mesh:
     ) -> None:
         self.identity = identity
         self.log = log
+        self.exchange = Exchange(log)
+        self._exchanging = trio.Lock()
+        self._grown: deque[Entry] = deque()  # committed here, by any thread
+        self._token: trio.lowlevel.TrioToken | None = None
+        self._to_acknowledge = trio.Event()
+        self._to_look = trio.Event()
+        log.on_commit.append(self._committed)
         self.name = name
         self._hello = hello
         self.peers: dict[bytes, Peer] = {}
@@ -138,56 +151,95 @@ class Mesh:
         """Return the fold of the log."""
         return await trio.to_thread.run_sync(self.log.state)
 
-    async def grown(self, entries: Iterable[Entry], *, but: Peer | None = None) -> None:
-        """Tell everybody of new entries, whoever wrote them, and ourselves of the new state."""
-        encoded = [entry.encoded for entry in entries]
-        heads = await trio.to_thread.run_sync(self.log.vector)
-        for peer in list(self.peers.values()):
-            if peer is not but:
-                await peer.send(Entries(encoded))
-            await peer.send(Acknowledged(heads))  # to all: each must know when the last one has seen a removal
-        await self._tell_state()
+    async def grown(self, _entries: Iterable[Entry]) -> None:
+        """Tell everybody of entries just committed, and ourselves of the new state, now and not a moment later."""
+        await self._spread()
+
+    def _committed(self, arrived: Sequence[tuple[int, Entry]]) -> None:
+        """Hear of entries as they are committed, in any thread."""
+        self._grown.extend([entry for _, entry in arrived])
+        if self._token is not None:
+            with contextlib.suppress(trio.RunFinishedError):
+                self._token.run_sync_soon(self._to_look.set, idempotent=True)
+
+    async def _spread_grown(self) -> None:
+        """Send on whatever is committed here."""
+        while True:
+            await self._to_look.wait()
+            self._to_look = trio.Event()
+            if self._grown:
+                await self._spread()
+
+    async def _spread(self) -> None:
+        grown = [self._grown.popleft() for _ in range(len(self._grown))]
+        self.exchange.noted(grown)
+        for peer in self.peers.values():
+            peer.due.set()
+        self._to_acknowledge.set()
+        if self.exchange.concerned:
+            self.exchange.concerned = False
+            await self._tell_state()
+
+    async def _feed(self, peer: Peer) -> None:
+        """Send a peer what it lacks, for as long as the session stands."""
+        while True:
+            await peer.due.wait()
+            peer.due = trio.Event()
+            try:
+                while (part := await self._due(peer)) is not None:
+                    await peer.send(part)
+                    if len(part.entries) < SMALL_PART_ENTRIES:
+                        await trio.sleep(GATHER_SECONDS)
+            except (StoreUnusable, OSError) as error:
+                _log.warning("entries for %s could not be read: %s", peer.hello.name, error)
+
+    async def _due(self, peer: Peer) -> Entries | None:
+        async with self._exchanging:
+            if self.peers.get(peer.node) is not peer:
+                return None  # a newer session with it stands: what is due, is due there
+            return await trio.to_thread.run_sync(self.exchange.due, peer.node)
+
+    async def _acknowledge(self) -> None:
+        """Say how far the log here is: at once when it concerns the cluster, else now and then."""
+        while True:
+            await self._to_acknowledge.wait()
+            self._to_acknowledge = trio.Event()
+            if not self.exchange.urgent:
+                with trio.move_on_after(ACKNOWLEDGE_SECONDS):
+                    while not self.exchange.urgent:
+                        await self._to_acknowledge.wait()
+                        self._to_acknowledge = trio.Event()
+            await self._say(await self._exchanged(self.exchange.acknowledgements))
+
+    async def _exchanged(self, call: Callable[..., Answer], *arguments: object) -> Answer:
+        """Call into the exchange, in a thread, one at a time."""
+        async with self._exchanging:
+            return await trio.to_thread.run_sync(call, *arguments)
+
+    async def _say(self, said: Said) -> None:
+        for node, message in said:
+            if node in self.peers:
+                await self.peers[node].send(message)
 
     async def _tell_state(self) -> None:
         state = await self.state()
+        trusted = await trio.to_thread.run_sync(self.log.trusted)
         for peer in list(self.peers.values()):
-            if peer.node not in await trio.to_thread.run_sync(self.log.trusted):
+            if peer.node not in trusted:
                 _log.info("%s is no longer a member", peer.hello.name)
                 await peer.session.aclose()
         for call in self._state_changed:
             await call(state)
         self._redial.set()
 
-    async def _on_vector(self, peer: Peer, message: Vector) -> None:
-        sent = 0
-        while entries := await trio.to_thread.run_sync(
-            partial(self.log.missing_for, message.heads, ENTRIES_MESSAGE_BYTES, skip=sent)
-        ):
-            sent += len(entries)
-            await peer.send(Entries(entries))
-
-    async def _on_entries(self, peer: Peer, message: Entries) -> None:
+    async def _on_log(self, peer: Peer, message: Vector | Entries | Acknowledged) -> None:
         try:
-            received = await trio.to_thread.run_sync(self.log.receive, message.entries)
+            await self._say(await self._exchanged(self.exchange.take, peer.node, message))
         except (DiskFull, StoreUnusable, OSError) as error:
-            _log.warning("entries from %s could not be kept: %s", peer.hello.name, error)
-            return
-        for reason in received.rejected:
-            _log.info("an entry from %s was not taken: %s", peer.hello.name, reason)
-        if received.accepted:
-            peer.asked_again = False
-            await self.grown(received.accepted, but=peer)
-        if (
-            received.rejected and not peer.asked_again
-        ):  # perhaps something before these is missing: say what we have
-            peer.asked_again = True
-            await peer.send(Vector(await trio.to_thread.run_sync(self.log.summary)))
-
-    async def _on_acknowledged(self, peer: Peer, message: Acknowledged) -> None:
-        try:
-            await trio.to_thread.run_sync(self.log.acknowledge, peer.node, message.heads)
-        except (DiskFull, StoreUnusable, OSError) as error:
-            _log.warning("what %s acknowledged could not be noted: %s", peer.hello.name, error)
+            _log.warning("what %s said of its log could not be taken: %s", peer.hello.name, error)
+        peer.due.set()
+        if isinstance(message, Entries):
+            await self._spread()
 
     # sessions --------------------------------------------------------------------------------------------------
 
@@ -195,6 +247,9 @@ class Mesh:
         """Dial members that are not connected, for ever."""
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
+            self._token = trio.lowlevel.current_trio_token()
+            nursery.start_soon(self._spread_grown)
+            nursery.start_soon(self._acknowledge)
             dialling: set[bytes] = set()
 
             async def keep_dialling(node: bytes) -> None:
@@ -265,7 +320,7 @@ class Mesh:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(session.run)
             try:
-                await self._greet_and_serve(session, dialled)
+                await self._greet_and_serve(session, dialled, nursery)
             except (PeerError, PeerUnreachable) as error:
                 _log.info("the session with %s ended: %s", short(session.node), error)
             except Exception:  # noqa: BLE001 - a session that meets a bug of ours ends alone
@@ -276,7 +331,7 @@ class Mesh:
                     await session.aclose()
                 nursery.cancel_scope.cancel()
 
-    async def _greet_and_serve(self, session: ControlSession, dialled: bool) -> None:
+    async def _greet_and_serve(self, session: ControlSession, dialled: bool, nursery: trio.Nursery) -> None:
         await session.send(self._hello())
         hello: AnyMessage | None = None
         with trio.move_on_after(limits.HANDSHAKE_SECONDS):
@@ -292,11 +347,13 @@ class Mesh:
             return
         try:
             await self._start(peer)
+            nursery.start_soon(self._feed, peer)
             while True:
                 await self._handle(peer, await session.receive())
         finally:
             if self.peers.get(peer.node) is peer:
                 del self.peers[peer.node]
+                self.exchange.left(peer.node)
                 self.seen[peer.node] = trio.current_time()
                 with trio.CancelScope(shield=True):
                     for call in self._left:
@@ -323,8 +380,8 @@ class Mesh:
         observed = f"[{host}]:{peer.hello.listen_port}" if ":" in host else f"{host}:{peer.hello.listen_port}"
         self.learn(peer.node, [observed, *peer.hello.addresses])
         _log.info("connected with %s (%s) at %s, %s", peer.hello.name, short(peer.node), host, __version__)
-        await peer.send(Vector(await trio.to_thread.run_sync(self.log.summary)))
-        await peer.send(Acknowledged(await trio.to_thread.run_sync(self.log.vector)))
+        for message in await self._exchanged(self.exchange.joined, peer.node):
+            await peer.send(message)
         known = [Introduced(node, where) for node, where in self.addresses.items() if node != peer.node]
         await peer.send(Introduce(known))
         for other in list(self.peers.values()):
@@ -347,12 +404,8 @@ class Mesh:
 
     async def _handle(self, peer: Peer, message: AnyMessage) -> None:
         match message:
-            case Vector():
-                await self._on_vector(peer, message)
-            case Entries():
-                await self._on_entries(peer, message)
-            case Acknowledged():
-                await self._on_acknowledged(peer, message)
+            case Vector() | Entries() | Acknowledged():
+                await self._on_log(peer, message)
             case Introduce():
                 trusted = await trio.to_thread.run_sync(self.log.trusted)
                 for known in message.nodes[:NODES_MAX]:

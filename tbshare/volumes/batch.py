@@ -1,6 +1,7 @@
 """Ops that wait to be committed: who waits at the same time shares a commit and, as far as they fit, an entry."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from threading import Lock
 from typing import Final
 
 from tbshare.errors import InputRefused
@@ -17,12 +18,63 @@ class Batch:
     """
 
     def __init__(self, ops: Sequence[AnyOp]) -> None:
+        if not ops or len(ops) > OPS_MAX:
+            raise InputRefused(f"{len(ops)} ops do not make one entry; {OPS_MAX} are allowed")
         self.ops = tuple(ops)
-        self.bytes = sum([len(encode_op(op)) for op in ops])
+        self.raw_ops = [encode_op(op) for op in ops]
+        self.bytes = sum([len(raw) for raw in self.raw_ops])
         self.entry: Entry | None = None
         self.error: BaseException | None = None
-        if not ops or len(ops) > OPS_MAX or self.bytes > OPS_BYTES_MAX:
+        self.leads = False
+        self._done = Lock()
+        self._done.acquire()
+        if self.bytes > OPS_BYTES_MAX:
             raise InputRefused(f"{len(ops)} ops of {self.bytes} bytes do not make one entry")
+
+    def wait(self) -> None:
+        """Wait until it is committed, or `leads`."""
+        self._done.acquire()
+
+    def wake(self) -> None:
+        """End the wait."""
+        self._done.release()
+
+
+class Queue:
+    """The callers that wait: the first commits for all, then the first of those that came meanwhile."""
+
+    def __init__(self, commit: Callable[[Sequence[Batch]], None]) -> None:
+        """`commit` gives every batch an entry or an error."""
+        self._commit = commit
+        self._lock = Lock()
+        self._waiting: list[Batch] = []
+        self._led = False
+
+    def put(self, batch: Batch) -> None:
+        """Return when the batch was committed, by us or by another thread."""
+        with self._lock:
+            self._waiting.append(batch)
+            batch.leads = not self._led
+            self._led = True
+        if not batch.leads:
+            batch.wait()
+        if batch.leads:
+            self._lead(batch)
+
+    def _lead(self, own: Batch) -> None:
+        with self._lock:
+            batches, self._waiting = self._waiting, []
+        try:
+            self._commit(batches)
+        finally:
+            for batch in batches:
+                if batch is not own:
+                    batch.wake()
+            with self._lock:
+                self._led = bool(self._waiting)
+                if self._led:
+                    self._waiting[0].leads = True
+                    self._waiting[0].wake()
 
 
 def groups_of(batches: Sequence[Batch]) -> list[list[Batch]]:

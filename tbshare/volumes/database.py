@@ -6,23 +6,42 @@ where fsync alone leaves the bytes in the disk's cache; elsewhere it does nothin
 
 import sqlite3
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from threading import RLock
 from typing import Final
 
-from tbshare.errors import DiskFull, StoreUnusable
+from tbshare.errors import DiskFull, LogDamaged, StoreUnusable
 
-SCHEMA_LEVEL: Final = 1  # in user_version; a store of a newer level is not touched
+SCHEMA_LEVEL: Final = 2  # in user_version; a store of a newer level is not touched
 BUSY_SECONDS: Final = 5.0
+_SIGNS_OF_DAMAGE: Final = frozenset({"SQLITE_ERROR", "SQLITE_IOERR_SHORT_READ"})  # no such table, for one
 
 _SCHEMA: Final = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
+"""
+ENTRIES_SCHEMA: Final = """
+CREATE TABLE branches (
+    id INTEGER PRIMARY KEY, node BLOB NOT NULL, incarnation BLOB NOT NULL,
+    parent INTEGER NOT NULL, fork_seq INTEGER NOT NULL  -- 0: it begins a log
+);
 CREATE TABLE entries (
     arrival INTEGER PRIMARY KEY,        -- a parent, and the entry that made its author a member, come before it
-    hash BLOB NOT NULL UNIQUE,
+    branch INTEGER NOT NULL, seq INTEGER NOT NULL,
+    concerns_cluster INTEGER NOT NULL,
+    hash BLOB NOT NULL,
     encoded BLOB NOT NULL
 );
+CREATE UNIQUE INDEX entries_place ON entries (branch, seq);
+CREATE INDEX entries_cluster ON entries (concerns_cluster) WHERE concerns_cluster = 1;
+CREATE TABLE segments (
+    id INTEGER PRIMARY KEY, branch INTEGER NOT NULL,
+    first_seq INTEGER NOT NULL, last_seq INTEGER NOT NULL,
+    first_arrival INTEGER NOT NULL, last_arrival INTEGER NOT NULL,
+    entries INTEGER NOT NULL, data BLOB NOT NULL
+);
+"""
+_HELD_SCHEMA: Final = """
 CREATE TABLE acknowledgements (
     peer BLOB NOT NULL, node BLOB NOT NULL, incarnation BLOB NOT NULL, seq INTEGER NOT NULL, hash BLOB NOT NULL
 );
@@ -71,7 +90,16 @@ class Database:
             self._connection.execute(f"PRAGMA {pragma}").fetchall()
         if level == 0:
             # One transaction with the level: a crash leaves either nothing or all of it.
-            self._connection.executescript(f"BEGIN;{_SCHEMA}PRAGMA user_version={SCHEMA_LEVEL};COMMIT;")
+            self._connection.executescript(
+                f"BEGIN;{_SCHEMA}{ENTRIES_SCHEMA}{_HELD_SCHEMA}PRAGMA user_version={SCHEMA_LEVEL};COMMIT;"
+            )
+            level = SCHEMA_LEVEL
+        self.level = level
+
+    def copy(self, name: str) -> None:
+        """Make a copy of the file beside it; one that is there is replaced."""
+        with self.lock, closing(sqlite3.connect(self.path.with_name(name))) as target:
+            self._connection.backup(target)
 
     def close(self) -> None:
         """Close the file; a second time does nothing."""
@@ -93,7 +121,7 @@ class Database:
             except sqlite3.Error as error:
                 if self._connection.in_transaction:
                     self._connection.rollback()
-                raise _translated(error, self.path) from error
+                raise self._told(error) from error
 
     def rows(self, query: str, *values: object) -> list[tuple[object, ...]]:
         """Return all rows of a query."""
@@ -101,13 +129,31 @@ class Database:
             try:
                 return list(self._connection.execute(query, values).fetchall())
             except sqlite3.Error as error:
-                raise _translated(error, self.path) from error
+                raise self._told(error) from error
+
+    def _told(self, error: sqlite3.Error) -> StoreUnusable | DiskFull:
+        """Return SQLite's error as ours; the next start looks at all of a file that is damaged."""
+        told = _translated(error, self.path)
+        if isinstance(told, LogDamaged):
+            self.suspect()
+        return told
+
+    def suspect(self) -> None:
+        """Have the next start read all of the file."""
+        with suppress(OSError):
+            suspicion_of(self.path).touch()
+
+
+def suspicion_of(path: Path) -> Path:
+    """Return the file whose presence says that a database has shown damage."""
+    return path.with_name(f"{path.name}.suspect")
 
 
 def _translated(error: sqlite3.Error, path: Path) -> StoreUnusable | DiskFull:
     """Return SQLite's error as ours."""
     if getattr(error, "sqlite_errorname", "") == "SQLITE_FULL":
         return DiskFull(f"the disk is full; nothing was written to {path.name}", cure="tbshare gc --now")
-    if isinstance(error, sqlite3.OperationalError | sqlite3.ProgrammingError):
+    unusable = isinstance(error, sqlite3.OperationalError | sqlite3.ProgrammingError)
+    if unusable and getattr(error, "sqlite_errorname", "") not in _SIGNS_OF_DAMAGE:
         return StoreUnusable(f"{path.name} cannot be used: {error}", cure="tbshare status")
-    return StoreUnusable(f"{path.name} is damaged: {error}", cure="tbshare verify --repair")
+    return LogDamaged(f"{path.name} is damaged: {error}", cure="tbshare verify --repair")

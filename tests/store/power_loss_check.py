@@ -177,6 +177,9 @@ class Checker:
         self.logs.add(key.digest())
         log = Log.open(home / "log.db", Identity.load_or_create(home / "device.key"), clock_ns=lambda: 7)
         try:
+            log.check()
+            if log.damaged:
+                raise Lost(f"a power cut must not damage anything: {log.damaged}")
             missing = self.promised.entries - {entry.hash.hex() for entry in log.state().entries}
             if missing:
                 raise Lost(f"log.db lost {len(missing)} acknowledged entries")

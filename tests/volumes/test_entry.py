@@ -17,16 +17,26 @@ from tbshare.volumes.entry import (
     NO_HASH,
     SIGNATURE_CONTEXT,
     AnyOp,
+    At,
+    Describe,
     Entry,
     Genesis,
     MemberAdd,
     MemberRemove,
     MemberRename,
+    Move,
+    Place,
     RefRemove,
     RefSet,
+    Remove,
+    RoleSet,
+    Save,
+    SnapshotCreate,
+    SnapshotRemove,
     UnknownOp,
     Until,
     VolumeCreate,
+    VolumeSet,
     decode_entry,
     decode_op,
     encode_op,
@@ -59,6 +69,10 @@ INCARNATION = b"i" * 32
 
 hashes = st.binary(min_size=32, max_size=32)
 numbers = st.integers(0, (1 << 63) - 1)
+ids = st.integers(1, (1 << 63) - 1)
+file_names = st.binary(min_size=1, max_size=20).filter(
+    lambda name: name not in {b".", b".."} and b"/" not in name and b"\0" not in name
+)
 parts = st.from_regex(r"\A[A-Za-z0-9_-][A-Za-z0-9._-]{0,12}\Z")
 names = st.one_of(parts, st.tuples(parts, parts).map("/".join))
 options = st.dictionaries(parts, st.one_of(st.text(max_size=20), st.booleans(), numbers), max_size=4)
@@ -98,6 +112,47 @@ ops: st.SearchStrategy[AnyOp] = st.one_of(
         name=names,
         seen=st.lists(hashes, min_size=1, max_size=3).map(tuple),
         rev=st.one_of(st.just(""), parts),
+    ),
+    st.builds(VolumeSet, volume=ids, options=options.filter(bool)),
+    st.builds(RoleSet, volume=ids, node=hashes, role=st.sampled_from(["admin", "read", "none", ""])),
+    st.builds(
+        SnapshotCreate,
+        volume=ids,
+        name=parts,
+        heads=st.lists(st.builds(At, hashes, hashes, numbers, hashes), min_size=1, max_size=3).map(tuple),
+    ),
+    st.builds(SnapshotRemove, volume=ids, name=parts, entry=hashes),
+    st.builds(Place, volume=ids, id=ids, place=ids, file=ids, name=file_names, parent=numbers),
+    st.builds(Move, volume=ids, id=ids, place=ids, name=file_names, parent=numbers),
+    st.builds(
+        Remove,
+        volume=ids,
+        id=ids,
+        place=ids,
+        seen=st.lists(ids, max_size=3).map(tuple),
+        directory=st.booleans(),
+    ),
+    st.builds(
+        Save,
+        volume=ids,
+        file=ids,
+        version=ids,
+        content=hashes,
+        parents=st.lists(ids, max_size=3).map(tuple),
+        size=numbers,
+        mtime_ns=st.integers(-(1 << 63), (1 << 63) - 1),
+        contents=st.sampled_from(["", "file", "bundle", "link"]),
+        epoch=numbers,
+    ),
+    st.builds(
+        Describe,
+        volume=ids,
+        id=numbers,
+        directory=st.booleans(),
+        mode=st.none() | st.integers(0, 0o7777),
+        uid=st.none() | st.integers(0, (1 << 32) - 1),
+        mtime_ns=st.none() | st.integers(-(1 << 63), (1 << 63) - 1),
+        xattrs=st.dictionaries(file_names, st.none() | st.binary(max_size=20), max_size=3),
     ),
     st.just(
         UnknownOp(msgspec.msgpack.encode({"kind": "lease", "volume": "media", "x": [1, {}]}), "lease", "media")
@@ -221,6 +276,19 @@ def test_the_same_seed_gives_the_same_bytes() -> None:
             "kind": "member-add", "node": BERT.node, "certificate": BERT.certificate,
             "name": "x", "role": "read", "cluster": b"x",
         },
+        {"kind": "save", "volume": 1, "file": 2, "version": 3, "content": b"x" * 31},
+        {"kind": "save", "volume": 1, "file": 2, "version": 3, "content": b"x" * 31, "contents": "bundle"},
+        {"kind": "save", "volume": 1, "file": 2, "version": 3, "content": b"", "contents": "link"},
+        {"kind": "save", "volume": 0, "file": 2, "version": 3, "content": b"x" * 32},
+        {"kind": "save", "volume": 1, "file": 1 << 63, "version": 3, "content": b"x" * 32},
+        {"kind": "place", "volume": 1, "id": 2, "place": 3, "file": 4, "name": b".."},
+        {"kind": "place", "volume": 1, "id": 2, "place": 3, "file": 4, "name": b"a/b"},
+        {"kind": "place", "volume": 1, "id": 2, "place": 3, "file": 4, "name": b"a\0"},
+        {"kind": "place", "volume": 1, "id": 2, "place": 3, "file": 4, "name": b"a" * 256},
+        {"kind": "move", "volume": 1, "id": 2, "place": 3, "name": b"."},
+        {"kind": "move", "volume": 1, "id": 2, "place": 3, "name": b""},
+        {"kind": "describe", "volume": 1, "id": 2, "xattrs": {b"a": b"x" * 40_000, b"b": b"x" * 40_000}},
+        {"kind": "describe", "volume": 1, "id": 2, "mode": 0o10000},
         {"kind": ""},
         {"kind": "k" * 65},
         {"kind": 7},
@@ -293,7 +361,9 @@ def test_a_forged_author() -> None:
 
 def test_node_of_certificate(tmp_path: Path) -> None:
     assert node_of_certificate(ANNA.certificate) == ANNA.node
-    for junk in (b"", b"junk", ANNA.certificate[:-1], ANNA.certificate + b"x"):
+    version = ANNA.certificate.index(b"\xa0\x03\x02\x01\x02") + 4
+    another = ANNA.certificate[:version] + b"\x03" + ANNA.certificate[version + 1 :]
+    for junk in (b"", b"junk", ANNA.certificate[:-1], ANNA.certificate + b"x", another):
         with pytest.raises(FormatInvalid):
             node_of_certificate(junk)
 

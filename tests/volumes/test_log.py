@@ -20,15 +20,21 @@ from tbshare.volumes.entry import (
     Entry,
     MemberRename,
     RefSet,
+    Save,
     UnknownOp,
     make_entry,
 )
-from tbshare.volumes.log import LAMPORT_JUMP_MAX, Log
+from tbshare.volumes.judge import LAMPORT_JUMP_MAX
+from tbshare.volumes.log import Log
 from tbshare.wire.message import Head
 
 
 def push(name: str, rev: int = 1, tree: bytes = b"x") -> RefSet:
     return RefSet(volume="models", name=name, rev=rev, tree=tree * 32, size_bytes=1, files=1)
+
+
+def save(number: int) -> Save:
+    return Save(volume=5, file=number, version=number, content=bytes(32), size=number)
 
 
 class Lab:
@@ -75,10 +81,9 @@ def lab(tmp_path: Path) -> Iterator[Lab]:
 
 def tell(source: Log, target: Log, limit_bytes: int = 1 << 20, *, samples: bool = True) -> int:
     """Let one log send another what it lacks, in parts; return how many entries were accepted."""
-    heads = target.summary() if samples else target.vector()
-    sent = accepted = 0
-    while part := source.missing_for(heads, limit_bytes, skip=sent):
-        sent += len(part)
+    known = source.known(target.summary() if samples else target.vector())
+    accepted = 0
+    while part := source.part_for(known, limit_bytes):
         accepted += len(target.receive(part).accepted)
     return accepted
 
@@ -217,7 +222,12 @@ def chain(
     entries: list[Entry] = []
     for lamport in lamports:
         prev = make_entry(
-            identity, incarnation=incarnation, previous=prev, lamport=lamport, time_ns=0, ops=[push(f"p{lamport}")]
+            identity,
+            incarnation=incarnation,
+            previous=prev,
+            lamport=lamport,
+            time_ns=0,
+            ops=[push(f"p{lamport}")],
         )
         entries.append(prev)
     return entries
@@ -295,7 +305,10 @@ def test_ops_that_no_node_would_take_are_not_appended(lab: Lab) -> None:
 
 def copied(lab: Lab, name: str, copy: str) -> None:
     """Copy a log as a backup or a cloned disk would."""
-    with sqlite3.connect(lab.home / f"{name}.db") as source, sqlite3.connect(lab.home / f"{copy}.db") as target:
+    with (
+        sqlite3.connect(lab.home / f"{name}.db") as source,
+        sqlite3.connect(lab.home / f"{copy}.db") as target,
+    ):
         source.backup(target)
     source.close()
     target.close()
@@ -348,16 +361,33 @@ def test_a_clone_runs_beside_its_original(lab: Lab) -> None:
     assert anna.state() == bert.state() == clone.state()
 
 
+def test_others_say_when_a_log_forked(lab: Lab) -> None:
+    anna, bert, cora = lab.cluster("anna", "bert", "cora")
+    copied(lab, "anna", "clone")
+    clone = lab.open("clone", copy_of="anna")
+    anna.append([push("anna")])
+    clone.append([push("clone")])
+    settle([anna, bert])
+    assert not bert.attention()
+    settle([clone, bert])
+    settle([bert, cora])
+    for log in (bert, cora):
+        assert log.attention() == ["node anna's log forked: it was restored or cloned; nothing was lost"]
+    settle([anna, bert, cora, clone])
+    assert len(bert.attention()) == 1
+    assert anna.state() == bert.state() == cora.state() == clone.state()
+
+
 def test_a_newer_op_is_kept_and_forwarded(lab: Lab) -> None:
     anna, bert, cora = lab.cluster("anna", "bert", "cora")
-    raw = msgspec.msgpack.encode({"kind": "save", "volume": "models", "file": 7})
+    raw = msgspec.msgpack.encode({"kind": "orbit", "volume": "models", "file": 7})
     newer = make_entry(
         lab.identities["bert"],
         incarnation=b"n" * 32,
         previous=None,
         lamport=50,
         time_ns=0,
-        ops=[UnknownOp(raw, "save", "models")],
+        ops=[UnknownOp(raw, "orbit", "models")],
     )
     assert anna.receive([newer.encoded]).accepted
     anna = lab.again("anna")
