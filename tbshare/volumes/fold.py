@@ -5,7 +5,9 @@ nodes that never were members, and those a removed node wrote after its time, co
 from before it joined count once it is a member.
 
 No push overwrites another: of two that chose the same number for different trees, the later in the order becomes
-`3.studio-2`. A RefRemove takes only what its author had seen.
+`3.studio-2`. A RefRemove takes only what its author had seen. Volumes, roles and snapshots: catalogue.py.
+
+Ops of files are not folded here, and entries that have nothing else need not be given: volumes/namespace.py.
 """
 
 import difflib
@@ -15,26 +17,29 @@ from typing import Final, NoReturn
 
 import msgspec
 
-from tbshare.content.ref import MODELS, Ref, folded, parse_ref, shown
+from tbshare.content.block import named_hash
+from tbshare.content.ref import Ref, folded, parse_ref, shown
 from tbshare.errors import RefUnknown, UsageError
-from tbshare.volumes.entry import Entry, Mode, RefRemove, RefSet, UnknownOp, VolumeCreate
-from tbshare.volumes.membership import Member, Membership, membership
+from tbshare.volumes.catalogue import WRITERS, Catalogue, Rights, Role, Snapshot, Volume
+from tbshare.volumes.entry import (
+    Entry,
+    RefRemove,
+    RefSet,
+    RoleSet,
+    SnapshotCreate,
+    SnapshotRemove,
+    UnknownOp,
+    VolumeCreate,
+    VolumeSet,
+)
+from tbshare.volumes.membership import Before, Member, Membership, membership
 
-PUBLISHERS: Final = frozenset({"admin", "publish", "write"})
+RULES_CONTEXT: Final = "tbshare 2026-11-23 what verdicts on entries rest on"
 EVERY_VOLUME: Final = "*"
 LABEL_LETTERS_MIN: Final = 7  # of a label, to find a version by its start, as in git
 NODE_DIGITS_MIN: Final = 4  # of a node id, to name a node by its start
 
-__all__ = ["Member", "RefRemoved", "RefVersion", "State", "Volume", "fold"]
-
-
-@dataclass(frozen=True)
-class Volume:
-    """A named namespace."""
-
-    name: str
-    mode: Mode
-    options: tuple[tuple[str, str | int | bool], ...] = ()
+__all__ = ["Member", "RefRemoved", "RefVersion", "Role", "Snapshot", "State", "Volume", "fold"]
 
 
 class RefVersion(msgspec.Struct, frozen=True):
@@ -75,16 +80,21 @@ class State:
     cluster_name: str
     members: Mapping[bytes, Member]  # in the order they joined
     removed_members: Mapping[bytes, Member]
-    volumes: Mapping[str, Volume]  # by folded name; `models` is always there
+    volumes: Mapping[str, Volume]  # by folded name, those not removed; `models` is always there
+    volumes_by_id: Mapping[int, Volume]  # the removed ones too, in the order they were made
+    rights: Mapping[int, Rights]  # by volume
+    taken: Mapping[int, tuple[Snapshot, ...]]  # snapshots of the volumes that have some
+    who: Membership
     refs: Mapping[tuple[str, str], tuple[RefVersion, ...]]  # (volume, name) folded -> versions, newest last
     refs_removed: tuple[RefRemoved, ...]
     read_only: Mapping[str, str]  # folded volume name, or "*" for all -> why
     lamport: int  # the highest seen
-    entries: tuple[Entry, ...]  # in order
+    entries: tuple[Entry, ...]  # in order; those without ops of the cluster may be left out
+    before: Before | None = field(default=None, compare=False)
 
     def extended(self, entries: Iterable[Entry]) -> "State":
         """Return the fold of these entries and of those this state was folded from."""
-        return fold([*self.entries, *entries], self.cluster)
+        return fold([*self.entries, *entries], self.cluster, self.before)
 
     def is_member(self, node: bytes) -> bool:
         """Say whether the node is in the cluster now."""
@@ -105,6 +115,85 @@ class State:
         names = ", ".join(sorted(member.name for member in self.members.values())) or "none"
         trouble = "several nodes start with" if found else "no node is called"
         raise UsageError(f"{trouble} {shown(text)}; the nodes are: {names}", cure="tbshare node ls")
+
+    # volumes ---------------------------------------------------------------------------------------------------
+
+    def volume_named(self, text: str, *, removed: bool = False) -> Volume:
+        """Return the volume of this name, with `removed` also a removed one; UsageError names the nearest."""
+        wanted = folded(text)
+        found = self.volumes.get(wanted)
+        if found is None and removed:
+            found = next((each for each in self.volumes_by_id.values() if folded(each.name) == wanted), None)
+        if found is not None:
+            return found
+        names = {
+            folded(each.name): each.name for each in self.volumes_by_id.values() if removed or not each.removed
+        }
+        near = [names[name] for name in difflib.get_close_matches(wanted, sorted(names), 3, 0.5)]
+        hint = f"nearest: {', '.join(near)}" if near else f"the volumes are: {', '.join(sorted(names.values()))}"
+        raise UsageError(f"no volume {shown(text)}; {hint}", cure="tbshare volume ls")
+
+    def volume_by_id(self, volume_id: int) -> Volume | None:
+        """Return a volume, the removed ones too; None when there is none of this id."""
+        return self.volumes_by_id.get(volume_id)
+
+    def snapshots(self, volume_id: int) -> tuple[Snapshot, ...]:
+        """Return the snapshots of a volume, in the order they were made."""
+        return self.taken.get(volume_id, ())
+
+    def role(self, node: bytes, volume_id: int) -> Role:
+        """Return a node's role in a volume now: as given there, else as in the cluster; "none" for strangers."""
+        rights = self.rights.get(volume_id)
+        member = self.members.get(node)
+        return rights.role(node, member.role) if rights is not None and member is not None else "none"
+
+    def administers(self, node: bytes, volume_id: int) -> bool:
+        """Say whether the node may set options and roles of the volume now."""
+        member = self.members.get(node)
+        return member is not None and "admin" in (member.role, self.role(node, volume_id))
+
+    def may_read(self, node: bytes, volume_id: int) -> bool:
+        """Say whether the node may have bytes of the volume now."""
+        return self.role(node, volume_id) != "none"
+
+    def may_write(self, volume_id: int, node: bytes, stamp: bytes | None = None) -> bool:
+        """Say whether the node may change files of the volume: at this place in the order, or now.
+
+        For an entry, `counts` is to be asked as well: it says where a removed node's time was over.
+        """
+        rights = self.rights.get(volume_id)
+        if rights is None or (
+            stamp is None and (node not in self.members or self.volumes_by_id[volume_id].removed)
+        ):
+            return False
+        return rights.may_write(node, self.who.role_of(node), stamp)
+
+    def counts(self, entry: Entry) -> bool:
+        """Say whether the entry is by a node that is or was a member, and before the end of its time."""
+        return self.who.counts(entry)
+
+    def rules(self, volume_id: int, stamp: bytes, authors: Iterable[bytes]) -> bytes:
+        """Return what the verdicts on entries of these authors, up to `stamp`, rest on, as one hash.
+
+        While it stays the same, so do `may_write` and `counts` of all of them.
+        """
+        rights = self.rights.get(volume_id)
+        rests: list[object] = [rights.mode if rights else "", rights.owners.until(stamp) if rights else []]
+        for node in sorted(set(authors)):
+            given = rights.roles.get(node) if rights else None
+            kept = [(place.hash, place.hash in self.who.awaited) for place in self.who.kept.get(node, ())]
+            rests.append(
+                (
+                    node,
+                    self.who.role_of(node),
+                    node in self.members,
+                    sorted(kept),
+                    given.until(stamp) if given else [],
+                )
+            )
+        return named_hash(RULES_CONTEXT, [msgspec.msgpack.encode(rests)])
+
+    # refs ------------------------------------------------------------------------------------------------------
 
     def versions(self, volume: str, name: str) -> tuple[RefVersion, ...]:
         """Return all versions of a ref, newest last; empty when there is none."""
@@ -172,18 +261,38 @@ class _Folding:
     """What has been folded so far; each op is a method."""
 
     who: Membership
-    volumes: dict[str, Volume] = field(default_factory=dict[str, Volume])
+    catalogue: Catalogue
     refs: dict[tuple[str, str], list[RefVersion]] = field(default_factory=dict[tuple[str, str], list[RefVersion]])
     revs: dict[tuple[str, str], set[str]] = field(default_factory=dict[tuple[str, str], set[str]])  # ever used
     trees: dict[tuple[str, str], set[tuple[int, bytes]]] = field(  # (number, tree) ever pushed
         default_factory=dict[tuple[str, str], set[tuple[int, bytes]]]
     )
     removed: list[RefRemoved] = field(default_factory=list[RefRemoved])
+    put_away: dict[int, dict[tuple[str, str], list[RefRemoved]]] = field(  # with the volume they are in
+        default_factory=dict[int, dict[tuple[str, str], list[RefRemoved]]]
+    )
     read_only: dict[str, str] = field(default_factory=dict[str, str])
 
-    def volume_create(self, op: VolumeCreate) -> None:
-        volume = Volume(name=op.name, mode=op.mode, options=tuple(sorted(op.options.items())))
-        self.volumes.setdefault(folded(op.name), volume)
+    def volume_set(self, op: VolumeSet, entry: Entry, place: int) -> None:
+        """Set options; the refs of a volume of models go and come back with it."""
+        name = self.catalogue.shown_name(op.volume)
+        removed = self.catalogue.set(op, entry, place)
+        if removed is None or self.catalogue.mode(op.volume) != "models":
+            return
+        if removed:
+            self.put_away[op.volume] = {
+                key: [RefRemoved(version, entry.node, entry.time_ns) for version in self.refs.pop(key)]
+                for key in [key for key in self.refs if key[0] == folded(name)]
+            }
+            return
+        for key, gone in self.put_away.pop(op.volume, {}).items():
+            self.refs[key] = [*[each.version for each in gone], *self.refs.get(key, [])]
+
+    def may_publish(self, volume: str, entry: Entry) -> bool:
+        """Say whether the author may publish in this volume, which has refs or does not exist yet."""
+        id_ = self.catalogue.named(volume)
+        holds_refs = id_ is None or self.catalogue.mode(id_) == "models"
+        return holds_refs and self.catalogue.role(entry.node, id_) in WRITERS
 
     def ref_set(self, op: RefSet, entry: Entry) -> None:
         key = (folded(op.volume), folded(op.name))
@@ -250,19 +359,27 @@ class _Folding:
         self.read_only.setdefault(folded(op.volume) if op.volume else EVERY_VOLUME, why)
 
     def take(self, entry: Entry) -> None:
-        """Fold the ops of one entry that counts, written by a node that may publish."""
-        for op in entry.ops:
+        """Fold the ops of one entry that counts."""
+        for place, op in enumerate(entry.ops):
             match op:
-                case RefSet():
+                case RefSet() if self.may_publish(op.volume, entry):
                     self.ref_set(op, entry)
-                case RefRemove():
+                case RefRemove() if self.may_publish(op.volume, entry):
                     self.ref_remove(op, entry)
                 case VolumeCreate():
-                    self.volume_create(op)
-                case UnknownOp():
+                    self.catalogue.create(op, entry, place)
+                case VolumeSet():
+                    self.volume_set(op, entry, place)
+                case RoleSet():
+                    self.catalogue.set_role(op, entry, place)
+                case SnapshotCreate():
+                    self.catalogue.snapshot(op, entry)
+                case SnapshotRemove():
+                    self.catalogue.forget_snapshot(op, entry)
+                case UnknownOp() if self.who.role_of(entry.node) in WRITERS:
                     self.unknown(op)
                 case _:
-                    pass  # who belongs to the cluster is known already
+                    pass  # who belongs to the cluster is known already, and files are folded by volume
 
 
 def in_order(entries: Iterable[Entry]) -> tuple[Entry, ...]:
@@ -271,32 +388,39 @@ def in_order(entries: Iterable[Entry]) -> tuple[Entry, ...]:
     return tuple({entry.hash: entry for entry in reversed(ordered)}.values())[::-1]
 
 
-def fold(entries: Iterable[Entry], cluster: bytes) -> State:
+def fold(entries: Iterable[Entry], cluster: bytes, before: Before | None = None) -> State:
     """Return the state of the cluster whose genesis entry has the hash `cluster`.
 
     Any order and any duplicates give the same state. Without that entry it is a state without members.
     """
     ordered = in_order(entries)
-    who = membership(ordered, cluster)
-    folding = _Folding(who=who, volumes={MODELS: Volume(name=MODELS, mode="models")})
-    may_publish = {node for node in (*who.members, *who.removed) if who.role_of(node) in PUBLISHERS}
+    who = membership(ordered, cluster, before)
+    catalogue = Catalogue(who)
+    folding = _Folding(who=who, catalogue=catalogue)
     for entry in ordered:
-        if entry.node in may_publish and who.counts(entry):
+        if who.counts(entry):
             folding.take(entry)
     refs = {
         key: tuple(sorted(versions, key=lambda version: version.number))
         for key, versions in folding.refs.items()
         if versions
     }
+    put_away = [gone for keys in folding.put_away.values() for each in keys.values() for gone in each]
+    volumes = catalogue.volumes()
     return State(
         cluster=cluster,
         cluster_name=who.cluster_name,
         members=who.members,
         removed_members=who.removed,
-        volumes=folding.volumes,
+        volumes={folded(volume.name): volume for volume in volumes.values() if not volume.removed},
+        volumes_by_id=volumes,
+        rights=catalogue.rights(),
+        taken=catalogue.snapshots(),
+        who=who,
         refs=refs,
-        refs_removed=tuple(folding.removed),
+        refs_removed=(*folding.removed, *put_away),
         read_only=folding.read_only,
         lamport=max((entry.lamport for entry in ordered), default=0),
         entries=ordered,
+        before=before,
     )

@@ -32,7 +32,8 @@ class Ids:
     def __init__(self, node: bytes, random: Random) -> None:
         self._owner = owner_of(node) << RUN_BITS
         self._random = random
-        self._next = self._end = 0
+        self._next: int = 0
+        self._end: int = 0
 
     def new(self) -> int:
         """Return an id that nothing has."""

@@ -7,14 +7,44 @@ MemberRemove is for good. Of the removed node's entries only those up to `until`
 others claim: whoever holds a stolen key can date back, but not get before a hash in the chain. When two admins
 remove each other without knowing, the one who became a member earlier wins; that cannot be dated back either.
 Several removals of one node add up: what any of them had seen counts.
+
+Only entries that concern the cluster are folded here (`concerns_cluster`); those with files alone, most of a log,
+lie between them in its chain. What comes before what in a log is therefore asked of who knows all: `Before`.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from tbshare.content.ref import folded
-from tbshare.volumes.entry import Entry, Genesis, MemberAdd, MemberRemove, MemberRename, Role
+from tbshare.volumes.entry import At, Entry, FileOp, Genesis, MemberAdd, MemberRemove, MemberRename, Role
+
+Before = Callable[[Entry, At], bool | None]  # is the entry at or before this place; None: the place is not known
+
+
+def before_among(entries: Iterable[Entry]) -> Before:
+    """Return the `Before` of entries that are all there are."""
+    known = {entry.hash: entry for entry in entries}
+    reached: dict[bytes, frozenset[bytes]] = {}
+
+    def before(entry: Entry, place: At) -> bool | None:
+        if place.hash not in known:
+            return None
+        if place.hash not in reached:
+            reached[place.hash] = _ancestors(place.hash, known)
+        return entry.hash in reached[place.hash]
+
+    return before
+
+
+def _ancestors(last: bytes, entries: Mapping[bytes, Entry]) -> frozenset[bytes]:
+    """Return the hashes of the chain that ends in `last`."""
+    hashes: set[bytes] = set()
+    entry = entries.get(last)
+    while entry is not None and entry.hash not in hashes:
+        hashes.add(entry.hash)
+        entry = entries.get(entry.prev)
+    return frozenset(hashes)
 
 
 @dataclass(frozen=True)
@@ -29,13 +59,19 @@ class Member:
 
 @dataclass(frozen=True)
 class Membership:
-    """Members and removed members in the order they joined, and which entries count."""
+    """Members and removed members in the order they joined, and which entries count.
+
+    When an entry arrives whose hash is `awaited`, it has to be folded again.
+    """
 
     cluster_name: str = ""
     members: Mapping[bytes, Member] = field(default_factory=dict[bytes, Member])
     removed: Mapping[bytes, Member] = field(default_factory=dict[bytes, Member])
     first_names: Mapping[bytes, str] = field(default_factory=dict[bytes, str])  # as each was added: never changes
-    kept: Mapping[bytes, frozenset[bytes]] = field(default_factory=dict[bytes, frozenset[bytes]])
+    kept: Mapping[bytes, tuple[At, ...]] = field(default_factory=dict[bytes, tuple[At, ...]])  # last to count
+    stamps: Mapping[bytes, bytes] = field(default_factory=dict[bytes, bytes])  # of the entry that added each
+    awaited: frozenset[bytes] = frozenset()  # last entries of removed nodes that are not here
+    before: Before = field(default=lambda _, __: None, compare=False, repr=False)
 
     def role_of(self, node: bytes) -> Role | None:
         """Return the role of a node that is or was a member."""
@@ -44,8 +80,9 @@ class Membership:
 
     def counts(self, entry: Entry) -> bool:
         """Say whether the entry is by a node that is or was a member, and before the end of its time."""
-        kept = self.kept.get(entry.node)
-        return entry.hash in kept if kept is not None else entry.node in self.members
+        if entry.node in self.kept:
+            return _in_time(entry, self.kept, self.before)
+        return entry.node in self.members
 
 
 class _Statement(NamedTuple):
@@ -55,13 +92,28 @@ class _Statement(NamedTuple):
     op: MemberAdd | MemberRemove | MemberRename
 
 
+class _Add(NamedTuple):
+    """The op that made a node a member, with the entry it stands in."""
+
+    entry: Entry
+    op: MemberAdd
+
+
+def concerns_cluster(entry: Entry) -> bool:
+    """Say whether the entry has an op that is not of a volume's files alone."""
+    return not all(isinstance(op, FileOp) for op in entry.ops)
+
+
 def has_statement(entry: Entry) -> bool:
     """Say whether the entry can change who is a member."""
     return any(isinstance(op, MemberAdd | MemberRemove | MemberRename) for op in entry.ops)
 
 
-def membership(ordered: Iterable[Entry], cluster: bytes) -> Membership:
-    """Return who belongs to `cluster`; `ordered` is in `Entry.order`, each entry once."""
+def membership(ordered: Iterable[Entry], cluster: bytes, before: Before | None = None) -> Membership:
+    """Return who belongs to `cluster`; `ordered` is in `Entry.order`, each entry once.
+
+    Without `before` these entries are all there are.
+    """
     entries = {entry.hash: entry for entry in ordered}
     genesis = entries.get(cluster)
     start = genesis.ops[0] if genesis else None
@@ -74,106 +126,110 @@ def membership(ordered: Iterable[Entry], cluster: bytes) -> Membership:
         if isinstance(op, MemberAdd | MemberRemove | MemberRename)
         and (op.cluster == cluster or (not op.cluster and entry is genesis))
     ]
-    kept = _removals(statements, entries, genesis)
-    added = _added(statements, genesis, kept)
-    names = _names(statements, added, kept)
-    members = {
-        node: Member(node=node, certificate=op.certificate, name=names[node], role=op.role)
-        for node, op in added.items()
-    }
-    return Membership(
-        cluster_name=start.name,
-        members={node: member for node, member in members.items() if node not in kept},
-        removed={node: member for node, member in members.items() if node in kept},
-        first_names={node: op.name for node, op in added.items()},
-        kept={node: kept[node] for node in kept if node in members},
-    )
+    return _Cluster(statements, genesis, before or before_among(entries.values())).membership(start.name)
 
 
-def _added(
-    statements: list[_Statement], genesis: Entry, kept: Mapping[bytes, frozenset[bytes]]
-) -> dict[bytes, MemberAdd]:
-    """Return the MemberAdd of every node in the closure, in the order they joined."""
-    added: dict[bytes, MemberAdd] = {}
-    for statement in statements:
-        op = statement.op
-        if isinstance(op, MemberAdd) and statement.entry is genesis and op.node == genesis.node:
-            added.setdefault(genesis.node, op)
-    found = True
-    while found:
-        found = False
-        for entry, op in statements:
-            if isinstance(op, MemberAdd) and op.node not in added and _by_admin(entry, added, kept):
-                added[op.node] = op
-                found = True
-    return added
+Kept = Mapping[bytes, tuple[At, ...]]  # removed node -> the last of its entries that count, with all before them
 
 
-def _by_admin(entry: Entry, added: Mapping[bytes, MemberAdd], kept: Mapping[bytes, frozenset[bytes]]) -> bool:
-    author = added.get(entry.node)
-    return author is not None and author.role == "admin" and _in_time(entry, kept)
+def _in_time(entry: Entry, kept: Kept, before: Before) -> bool:
+    """Say whether the entry was written before its author's time was over."""
+    return entry.node not in kept or any(before(entry, place) for place in kept[entry.node])
 
 
-def _in_time(entry: Entry, kept: Mapping[bytes, frozenset[bytes]]) -> bool:
-    return entry.node not in kept or entry.hash in kept[entry.node]
+@dataclass
+class _Cluster:
+    """The statements that are for this cluster, in order."""
+
+    statements: list[_Statement]
+    genesis: Entry
+    before: Before
+
+    def membership(self, name: str) -> Membership:
+        kept = self.removals()
+        added = self.added(kept)
+        names = self.names(added, kept)
+        members = {
+            node: Member(node=node, certificate=add.op.certificate, name=names[node], role=add.op.role)
+            for node, add in added.items()
+        }
+        kept = {node: places for node, places in kept.items() if node in members}
+        return Membership(
+            cluster_name=name,
+            members={node: member for node, member in members.items() if node not in kept},
+            removed={node: member for node, member in members.items() if node in kept},
+            first_names={node: add.op.name for node, add in added.items()},
+            kept=kept,
+            stamps={node: add.entry.stamp() for node, add in added.items()},
+            awaited=frozenset(
+                place.hash
+                for places in kept.values()
+                for place in places
+                if self.before(self.genesis, place) is None
+            ),
+            before=self.before,
+        )
+
+    def added(self, kept: Kept) -> dict[bytes, _Add]:
+        """Return the MemberAdd of every node in the closure, in the order they joined."""
+        added: dict[bytes, _Add] = {}
+        for entry, op in self.statements:
+            if isinstance(op, MemberAdd) and entry is self.genesis and op.node == self.genesis.node:
+                added.setdefault(self.genesis.node, _Add(entry, op))
+        found = True
+        while found:
+            found = False
+            for entry, op in self.statements:
+                if isinstance(op, MemberAdd) and op.node not in added and self.by_admin(entry, added, kept):
+                    added[op.node] = _Add(entry, op)
+                    found = True
+        return added
+
+    def by_admin(self, entry: Entry, added: Mapping[bytes, _Add], kept: Kept) -> bool:
+        author = added.get(entry.node)
+        return author is not None and author.op.role == "admin" and _in_time(entry, kept, self.before)
+
+    def removals(self) -> dict[bytes, tuple[At, ...]]:
+        """Return, for each removed node, the last of its entries that still count.
+
+        Removals are taken in the order of their authors' seniority, and each only when its author is still an
+        admin after it: so it cannot saw off the branch it sits on, and a later one never undoes an earlier one.
+        """
+        seniority = {node: rank for rank, node in enumerate(self.added({}))}
+        removes = [(entry, op) for entry, op in self.statements if isinstance(op, MemberRemove)]
+        removes = [(entry, op) for entry, op in removes if entry.node in seniority and op.node in seniority]
+        removes.sort(key=lambda remove: (seniority[remove[0].node], remove[0].order()))
+        kept: dict[bytes, tuple[At, ...]] = {}
+        for entry, op in removes:
+            leaving = entry.node == op.node
+            places = [At(op.node, until.incarnation, until.seq, until.hash) for until in op.until]
+            if leaving:
+                places.append(At(entry.node, entry.incarnation, entry.seq, entry.hash))
+            attempt = {**kept, op.node: tuple(dict.fromkeys([*kept.get(op.node, ()), *places]))}
+            added = self.added(attempt)
+            allowed = _in_time(entry, kept, self.before) and (leaving or self.by_admin(entry, added, attempt))
+            if allowed and op.node in added:
+                kept = attempt
+        return kept
+
+    def names(self, added: Mapping[bytes, _Add], kept: Kept) -> dict[bytes, str]:
+        """Return a unique name for each node; of two that chose the same, the one that joined later gets `-2`."""
+        wished = {node: add.op.name for node, add in added.items()}
+        for entry, op in self.statements:
+            if not isinstance(op, MemberRename) or op.node not in wished:
+                continue
+            if not _in_time(entry, kept, self.before):
+                continue
+            if entry.node == op.node or self.by_admin(entry, added, kept):
+                wished[op.node] = op.name
+        return _unique_names(wished, last=kept)
 
 
-def _removals(
-    statements: list[_Statement], entries: Mapping[bytes, Entry], genesis: Entry
-) -> dict[bytes, frozenset[bytes]]:
-    """Return, for each removed node, the hashes of its entries that still count.
-
-    Removals are taken in the order of their authors' seniority, and each only when its author is still an admin
-    after it: so it cannot saw off the branch it sits on, and a later one never undoes an earlier one.
-    """
-    seniority = {node: rank for rank, node in enumerate(_added(statements, genesis, {}))}
-    removes = [(entry, op) for entry, op in statements if isinstance(op, MemberRemove)]
-    removes = [(entry, op) for entry, op in removes if entry.node in seniority and op.node in seniority]
-    removes.sort(key=lambda remove: (seniority[remove[0].node], remove[0].order()))
-    kept: dict[bytes, frozenset[bytes]] = {}
-    for entry, op in removes:
-        hashes = _up_to(op, entries)
-        leaving = entry.node == op.node
-        if leaving:
-            hashes |= _ancestors(entry.hash, op.node, entries)
-        attempt = {**kept, op.node: kept.get(op.node, frozenset()) | hashes}
-        added = _added(statements, genesis, attempt)
-        allowed = _in_time(entry, kept) and (leaving or _by_admin(entry, added, attempt))
-        if allowed and op.node in added:
-            kept = attempt
-    return kept
-
-
-def _up_to(op: MemberRemove, entries: Mapping[bytes, Entry]) -> frozenset[bytes]:
-    hashes: frozenset[bytes] = frozenset()
-    for until in op.until:
-        hashes |= _ancestors(until.hash, op.node, entries)
-    return hashes
-
-
-def _ancestors(last: bytes, node: bytes, entries: Mapping[bytes, Entry]) -> frozenset[bytes]:
-    """Return the hashes of the chain that ends in `last`, as far as it is the node's."""
-    hashes: set[bytes] = set()
-    entry = entries.get(last)
-    while entry is not None and entry.node == node and entry.hash not in hashes:
-        hashes.add(entry.hash)
-        entry = entries.get(entry.prev)
-    return frozenset(hashes)
-
-
-def _names(
-    statements: list[_Statement], added: Mapping[bytes, MemberAdd], kept: Mapping[bytes, frozenset[bytes]]
-) -> dict[bytes, str]:
-    """Return a unique name for each node; of two that chose the same, the one that joined later gets `-2`."""
-    wished = {node: op.name for node, op in added.items()}
-    for entry, op in statements:
-        if not isinstance(op, MemberRename) or op.node not in wished or not _in_time(entry, kept):
-            continue
-        if entry.node == op.node or _by_admin(entry, added, kept):
-            wished[op.node] = op.name
+def _unique_names(wished: Mapping[bytes, str], last: Container[bytes]) -> dict[bytes, str]:
+    """Return a name for each node; of two that want one, the later gets `-2`; those in `last` come after all."""
     names: dict[bytes, str] = {}
     taken: set[str] = set()
-    for node in sorted(wished, key=lambda node: node in kept):  # a removed node's name is free again
+    for node in sorted(wished, key=lambda node: node in last):  # a removed node's name is free again
         name, number = wished[node], 1
         while folded(name) in taken:
             number += 1

@@ -2,7 +2,8 @@
 
 from tbshare.content.block import BLOCK_BYTES
 
-LEVEL = 1  # of the wire; N talks to N-1
+LEVEL = 2  # of the wire; N talks to N-1
+LEVEL_VOLUMES = 2  # the least that knows of versions of files
 LEVEL_OLDEST = 1
 
 ENVELOPE_BYTES_MAX = 2 * 1024 * 1024  # one control message; larger things are sent in parts
@@ -10,6 +11,9 @@ RECORD_PART_BYTES = 1024 * 1024  # a manifest or tree travels in parts of this s
 RECORD_BYTES_MAX = 64 * 1024 * 1024  # a manifest of a 7 TB file; a tree of half a million names
 RECORDS_PER_REQUEST = 256
 BLOCKS_PER_FETCH = 64
+VERSIONS_MAX = 4096  # of files, named in one message
+ANCESTORS_MAX = 4096  # directories above the one thing a lease is on
+LEASE_IDS_PER_MESSAGE = 100_000  # of leases, with the directories above them: 900 kB
 ENTRY_BYTES_MAX = 1024 * 1024  # one signed batch of ops
 
 HEARTBEAT_SECONDS = 0.5

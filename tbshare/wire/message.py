@@ -4,7 +4,7 @@ Ids are 32 raw bytes, node ids are Ed25519 public keys, sizes are bytes, sets of
 (start, length) as in `content.bits`.
 """
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -15,6 +15,8 @@ Hash = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=255)]
 Number = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
 Runs = list[tuple[Number, Number]]
+Versions = Annotated[list[tuple[Number, Number]], msgspec.Meta(max_length=limits.VERSIONS_MAX)]  # (file, version)
+LeaseKind = Literal["file", "bundle", "directory"]
 
 
 class Message(msgspec.Struct, frozen=True, forbid_unknown_fields=False, tag_field="t"):
@@ -75,10 +77,11 @@ class Acknowledged(Message, frozen=True, tag="acknowledged"):
 
 
 class RecordsWanted(Message, frozen=True, tag="records-wanted"):
-    """Ask for manifests or trees by id."""
+    """Ask for manifests or trees by id, of what the sender may read of `tree`: a ref's, or as in its Want."""
 
     request: Number
     ids: list[Hash]
+    tree: Annotated[bytes, msgspec.Meta(max_length=32)] = b""  # empty from level 1: then they may be of any ref
 
 
 class Record(msgspec.Struct, frozen=True):
@@ -100,10 +103,16 @@ class Records(Message, frozen=True, tag="records"):
 
 
 class Want(Message, frozen=True, tag="want"):
-    """The sender is fetching this tree; tell it what you hold, now and as it grows."""
+    """The sender is fetching this tree; tell it what you hold, now and as it grows.
+
+    With `files` it is fetching these versions of files, and `tree` is the name it gives to them: what they consist
+    of the receiver looks up for itself.
+    """
 
     tree: Hash
     volume: Name
+    volume_id: Number = 0
+    files: Versions = []
 
 
 class Unwant(Message, frozen=True, tag="unwant"):
@@ -229,6 +238,85 @@ class Corrupt(Message, frozen=True, tag="corrupt"):
     index: Number
 
 
+class Ask(Message, frozen=True, tag="ask"):
+    """Ask which of these versions the receiver holds, whole and synced. From level 2 on, as those that follow."""
+
+    request: Number
+    volume_id: Number
+    files: Versions
+
+
+class Held(Message, frozen=True, tag="held"):
+    """Answer to Ask: which of the versions, as places in its list."""
+
+    request: Number
+    held: Runs
+
+
+class Grown(Message, frozen=True, tag="grown"):
+    """The sender holds more versions of a volume than before: who lacks some may ask again."""
+
+    volume_id: Number
+
+
+class Offer(Message, frozen=True, tag="offer"):
+    """Ask the receiver to take copies of versions and of trees of refs: the sender is to be unplugged."""
+
+    volume_id: Number
+    files: Versions = []
+    trees: Annotated[list[Hash], msgspec.Meta(max_length=limits.VERSIONS_MAX)] = []
+
+
+class Draining(Message, frozen=True, tag="draining"):
+    """Whether the sender is to be unplugged: then its copies count for nothing, and none are given to it."""
+
+    on: bool
+
+
+class Leased(msgspec.Struct, frozen=True):
+    """A lease: what it is on, and the directories above that."""
+
+    volume_id: Number
+    id: Number
+    kind: LeaseKind
+    epoch: Number
+    ancestors: Annotated[list[Number], msgspec.Meta(max_length=limits.ANCESTORS_MAX)] = []
+
+
+class LeaseAsk(Message, frozen=True, tag="lease-ask"):
+    """Ask for a lease; with `renews`, for more time for one that the sender holds."""
+
+    request: Number
+    lease: Leased
+    renews: bool = False
+
+
+class LeaseAnswer(Message, frozen=True, tag="lease-answer"):
+    """Answer to LeaseAsk: given while `epoch` is not 0; else who holds it, or when to ask again, or neither."""
+
+    request: Number
+    epoch: Number = 0
+    holder: Annotated[bytes, msgspec.Meta(max_length=32)] = b""
+    wait_milliseconds: Number = 0
+    reason: Annotated[str, msgspec.Meta(max_length=1024)] = ""
+
+
+class LeaseRelease(Message, frozen=True, tag="lease-release"):
+    """The sender no longer needs a lease that the receiver gave it."""
+
+    volume_id: Number
+    id: Number
+    epoch: Number
+
+
+class LeaseNews(Message, frozen=True, tag="lease-news"):
+    """Leases the sender holds, said again while it does: with `whole` before any others; `ended` are over."""
+
+    leases: list[Leased] = []
+    ended: list[tuple[Number, Number]] = []
+    whole: bool = False
+
+
 AnyMessage = (
     Hello
     | Ping
@@ -250,6 +338,15 @@ AnyMessage = (
     | Introduce
     | Keeps
     | Corrupt
+    | Ask
+    | Held
+    | Grown
+    | Offer
+    | Draining
+    | LeaseAsk
+    | LeaseAnswer
+    | LeaseRelease
+    | LeaseNews
 )
 
 _encoder = msgspec.msgpack.Encoder()
