@@ -20,6 +20,7 @@ ROWS = {
     "memory": ("memory", 1, "anonymous memory while 20 GB pass"),
     "cli": ("cli", 5, "CPU of the command line"),
     "run": ("mapped", 5, "the time to a usable model"),
+    "fold": ("fold", 5, "ops of a volume folded, while it grows to 1,000,000 files"),
     "dedup": ("dedup", 1, "where to cut: the threshold for tensors of their own"),
     "alignment": ("alignment", 1, "how many tensors can be mapped as they lie"),
 }
