@@ -10,11 +10,12 @@ import trio
 
 from tbshare.content.block import ObjectId, TreeId
 from tbshare.daemon.control import Emit
-from tbshare.daemon.needed import living, needed_trees
+from tbshare.daemon.mending import log_problem
+from tbshare.daemon.needed import living, living_versions, needed_trees
 from tbshare.daemon.refs import Refs
 from tbshare.daemon.service import Service
-from tbshare.errors import Interrupted, ObjectMissing
-from tbshare.store import care
+from tbshare.errors import Interrupted, ObjectMissing, TbshareError
+from tbshare.store import care, disk
 from tbshare.store.care import Damage
 from tbshare.volumes.fold import State
 from tbshare.wire.local import GcParams, VerifyParams
@@ -67,6 +68,7 @@ class Keep:
         """Free what no ref, pin, lease or transfer needs and every member has seen removed."""
         service = self.service
         started = time.monotonic()
+        await trio.to_thread.run_sync(self._expire)
         async with service.collecting:
             while service.ingesting:  # what they took in is named by no ref yet
                 await service.ingested.wait()
@@ -76,6 +78,10 @@ class Keep:
             )
             trees |= set(service.replicator.jobs)
             live, live_trees = await trio.to_thread.run_sync(living, service, trees)
+            versions = partial(living_versions, service, state, time.time_ns(), now=params.now)
+            of_versions, bundles = await trio.to_thread.run_sync(versions)
+            live |= of_versions
+            live_trees |= bundles
             objects, freed = await trio.to_thread.run_sync(care.collect, service.store, live, live_trees)
         for tree in service.replicator.whole - trees:
             await service.replicator.note_gone(tree)
@@ -85,6 +91,15 @@ class Keep:
             for node, size in held.items()
         ]
         return GcReport(objects, freed, waiting, lines, time.monotonic() - started)
+
+    def _expire(self) -> None:
+        """Give up the versions that are beyond the history their volumes keep."""
+        _, whole = disk.free_bytes(self.service.store.home.root)
+        for handle in self.service.volumes.handles():
+            try:
+                handle.expire(whole)
+            except TbshareError as error:
+                _log.warning("old versions of volume %s were not given up: %s", handle.name, error)
 
     # verify ----------------------------------------------------------------------------------------------------
 
@@ -127,7 +142,8 @@ class Keep:
             await self._quarantine(damage)
         repaired = await self._repair(damages) if params.repair and damages else set[bytes]()
         process.end("done")
-        problems = await trio.to_thread.run_sync(self._problems, state, damages, repaired)
+        problems = await log_problem(service, repair=params.repair) if not params.ref else []
+        problems += await trio.to_thread.run_sync(self._problems, state, damages, repaired)
         return VerifyReport(
             bytes=done[0],
             blocks=sum(found.block_count for each in objects if (found := service.store.manifest(each))),
@@ -158,6 +174,7 @@ class Keep:
             if damage.object_id in await trio.to_thread.run_sync(service.store.objects_below, TreeId(tree)):
                 await service.replicator.note_gone(tree)
         service.replicator.poke()
+        await service.spread.lost(damage.object_id)
 
     async def _repair(self, damages: list[Damage]) -> set[bytes]:
         """Wait until the damaged objects are whole again; return those that are."""

@@ -1,10 +1,17 @@
 """What must stay on this node: the one answer that garbage collection and eviction both go by."""
 
+import time
+from collections.abc import Iterable
+
 from tbshare.content.block import TreeId
 from tbshare.content.tree import Kind as EntryKind
 from tbshare.daemon.service import Service
-from tbshare.volumes.entry import RefRemove
+from tbshare.volumes.entry import RefRemove, VolumeSet
 from tbshare.volumes.fold import State
+from tbshare.volumes.rows import VersionRow
+from tbshare.volumes.tables import Here
+
+DAY_NS = 86400 * 10**9
 
 
 def needed_trees(
@@ -17,7 +24,7 @@ def needed_trees(
     trees = {version.tree for versions in state.refs.values() for version in versions}
     trees -= service.evicted.trees
     trees |= {pin.what for pin in service.log.pins.list()} | {lease.what for lease in service.log.leases.list()}
-    grace_ns = service.config.number("store.grace_days") * 86400 * 10**9
+    grace_ns = service.config.number("store.grace_days") * DAY_NS
     waiting, held = 0, dict[bytes, int]()
     removed_by = _removals(state)
     for removed in state.refs_removed:
@@ -41,6 +48,51 @@ def living(service: Service, trees: set[bytes]) -> tuple[set[bytes], set[bytes]]
             elif entry.kind == EntryKind.FILE:
                 live.add(entry.target)
     return live, live_trees
+
+
+def living_versions(service: Service, state: State, now_ns: int, *, now: bool) -> tuple[set[bytes], set[bytes]]:
+    """Return the objects and trees that the versions kept here consist of, in all volumes.
+
+    Those of a removed volume stay for the grace time; `now` does not wait for it.
+    """
+    grace_ns = service.config.number("store.grace_days") * DAY_NS
+    live, bundles = set[bytes](), set[bytes]()
+    _add(service.spread.under_way(), live, bundles)
+    for volume in state.volumes_by_id.values():
+        waits = not now and now_ns - volume.removed_time_ns < grace_ns
+        over = volume.removed and not waits and _all_know(service, state, volume.id)
+        if volume.mode != "models" and not over:
+            tables = service.volumes.tables(volume.id)
+            _add(tables.all_versions(Here.WANTED, Here.HERE), live, bundles)
+    inside, trees = living(service, bundles)
+    return live | inside, trees
+
+
+def _all_know(service: Service, state: State, volume: int) -> bool:
+    """Return whether every member has seen that the volume was removed."""
+    removals = [
+        entry.hash
+        for entry in state.entries
+        if any(isinstance(op, VolumeSet) and op.volume == volume and op.options.get("removed") for op in entry.ops)
+    ]
+    return not removals or not service.log.unacknowledged(removals[-1])
+
+
+def living_now(service: Service) -> tuple[set[bytes], set[bytes]]:
+    """Return the objects and trees that something needs on this node."""
+    state, now_ns = service.log.state(), time.time_ns()
+    trees, _, _ = needed_trees(service, state, now_ns, now=False)
+    live, live_trees = living(service, trees | set(service.replicator.jobs) | service.replicator.whole)
+    of_versions, bundles = living_versions(service, state, now_ns, now=False)
+    return live | of_versions, live_trees | bundles
+
+
+def _add(versions: Iterable[VersionRow], live: set[bytes], bundles: set[bytes]) -> None:
+    for version in versions:
+        if version.contents == "bundle":
+            bundles.add(version.content)
+        elif version.contents != "link":
+            live.add(version.content)
 
 
 def _removals(state: State) -> dict[bytes, list[bytes]]:

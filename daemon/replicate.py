@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 import trio
 
 from tbshare.content.block import TreeId
+from tbshare.content.ref import folded
 from tbshare.errors import DiskFull, FormatInvalid, TbshareError
 from tbshare.peers.fetch import TreeFetch
+from tbshare.peers.goal import Goal
 from tbshare.peers.mesh import Mesh, Peer
 from tbshare.store.store import Store
 from tbshare.volumes.fold import RefVersion, State
@@ -30,6 +32,9 @@ def wanted_here(state: State, me: bytes, accept: str, pinned: set[bytes]) -> dic
     result: dict[bytes, RefVersion] = {}
     for versions in state.refs.values():
         for version in versions:
+            volume = state.volumes.get(folded(version.volume))
+            if volume is not None and me in state.members and not state.may_read(me, volume.id):
+                continue
             newest = version.number == versions[-1].number  # two, when both sides pushed while they were apart
             named = me in version.to
             offered = not version.to and accept == "all" and newest
@@ -60,11 +65,13 @@ class Replicator:
         *,
         accept: Callable[[], str],
         pinned: Callable[[], set[bytes]],
-        make_fetch: Callable[[TreeId, str], TreeFetch],
+        make_fetch: Callable[[Goal], TreeFetch],
     ) -> None:
         self.store, self.mesh = store, mesh
         self.accept, self.pinned, self.make_fetch = accept, pinned, make_fetch
         self.jobs: dict[bytes, _Job] = {}
+        self.beside: dict[bytes, TreeFetch] = {}  # fetches of versions of files: daemon/spread.py runs them
+        self.offered: set[bytes] = set()  # by nodes that are to be unplugged
         self.whole: set[bytes] = set()
         self.evicted: set[bytes] = set()  # not wanted again until pulled
         self.limits: dict[bytes, int] = {}  # tree -> bytes per second that a pull asked for
@@ -84,8 +91,9 @@ class Replicator:
     async def _on_have(self, peer: Peer, message: AnyMessage) -> None:
         assert isinstance(message, Have)
         job = self.jobs.get(message.tree)
-        if job is not None:
-            job.fetch.on_have(peer, message)
+        fetch = job.fetch if job is not None else self.beside.get(message.tree)
+        if fetch is not None:
+            fetch.on_have(peer, message)
 
     async def _on_progress(self, peer: Peer, message: AnyMessage) -> None:
         assert isinstance(message, Progress)
@@ -99,6 +107,8 @@ class Replicator:
         for job in list(self.jobs.values()):
             await job.fetch.on_joined(peer)
             job.again.set()
+        for fetch in list(self.beside.values()):
+            await fetch.on_joined(peer)
         self.poke()
 
     def _on_keeps(self, trees: Iterable[bytes]) -> None:
@@ -107,8 +117,8 @@ class Replicator:
             job.again.set()
 
     async def _on_left(self, peer: Peer) -> None:
-        for job in list(self.jobs.values()):
-            job.fetch.on_left(peer)
+        for fetch in [*[job.fetch for job in self.jobs.values()], *self.beside.values()]:
+            fetch.on_left(peer)
         for key in [key for key in self.others if key[1] == peer.node]:
             del self.others[key]
         self._tell()
@@ -131,7 +141,10 @@ class Replicator:
             while True:
                 self.changed = trio.Event()
                 wanted = wanted_here(
-                    await self.mesh.state(), self.mesh.identity.node, self.accept(), self.pinned()
+                    await self.mesh.state(),
+                    self.mesh.identity.node,
+                    self.accept(),
+                    self.pinned() | self.offered,
                 )
                 for tree, version in wanted.items():
                     if (
@@ -157,7 +170,7 @@ class Replicator:
         if await self.is_whole(TreeId(tree)):
             await self.note_whole(tree)
             return
-        job = _Job(self.make_fetch(TreeId(tree), version.volume), version, trio.CancelScope())
+        job = _Job(self.make_fetch(Goal(TreeId(tree), version.volume)), version, trio.CancelScope())
         self.jobs[tree] = job
         nursery.start_soon(self._run, job)
 
@@ -194,7 +207,7 @@ class Replicator:
                     job.again = trio.Event()
                     with trio.move_on_after(pause):
                         await job.again.wait()
-                    job.fetch = self.make_fetch(TreeId(tree), job.version.volume)
+                    job.fetch = self.make_fetch(job.fetch.goal)
                 self.others[tree, self.mesh.identity.node] = job.fetch.progress()
                 await self.note_whole(tree)
         except* Exception:  # noqa: BLE001 - an error beside a cancellation does not end the daemon

@@ -21,9 +21,8 @@ import trio
 
 from tbshare.content import bits
 from tbshare.content.bits import Bits
-from tbshare.content.block import BlockId, ObjectId, TreeId, block_id
+from tbshare.content.block import BlockId, ObjectId
 from tbshare.errors import (
-    BlockCorrupt,
     DiskFull,
     FormatInvalid,
     ObjectInUse,
@@ -31,17 +30,20 @@ from tbshare.errors import (
     TbshareError,
     innermost,
 )
+from tbshare.peers.goal import Goal
 from tbshare.peers.holders import Holder, Holders, view_of
 from tbshare.peers.lanes import Lanes, PeerLanes
 from tbshare.peers.mesh import Mesh, Peer
-from tbshare.peers.plan import PeerView, Request, plan, steals
+from tbshare.peers.plan import REQUESTS_MAX, PeerView, Request, plan, steals
 from tbshare.peers.provide import Provider
 from tbshare.peers.records import RecordFetcher
+from tbshare.peers.reuse import Unit, copy_blocks, find_local
 from tbshare.store.arriving import Arriving
 from tbshare.store.disk import as_ours
 from tbshare.store.store import Store
 from tbshare.transport.link import Target
-from tbshare.wire.message import Have, Holding, Progress, Source, Unwant, Want
+from tbshare.wire import limits
+from tbshare.wire.message import Have, Holding, Progress, Source, Unwant
 
 _log = logging.getLogger("tbshare.peers.fetch")
 SYNC_SECONDS = 1.0
@@ -51,6 +53,7 @@ PROGRESS_SECONDS = 0.25
 TICK_SECONDS = 0.1
 REUSE_BATCH = 32
 SEARCH_BATCH = 2048
+REQUESTS_LOW = REQUESTS_MAX // 2  # blocks so small that this many are outstanding are asked for many at once
 FOREIGN_SECONDS = 0.5  # between looks at whether the other fetch has brought in what this one needs too
 
 
@@ -59,8 +62,7 @@ class TreeFetch:
 
     def __init__(
         self,
-        tree: TreeId,
-        volume: str,
+        goal: Goal,
         *,
         store: Store,
         mesh: Mesh,
@@ -68,14 +70,15 @@ class TreeFetch:
         provider: Provider,
         lanes: Lanes,
     ) -> None:
-        self.tree: bytes = tree
-        self.volume = volume
+        self.goal = goal
+        self.tree: bytes = goal.tree
+        self.urgent = False  # somebody waits for it
         self._store, self._mesh, self._records = store, mesh, records
         self._provider, self._lanes = provider, lanes
         self.state, self.reason = "waiting", ""
         self.bytes_total = self.bytes_moved = self.bytes_reused = self.bytes_start = 0
         self._arriving: list[Arriving] = []
-        self._units: list[tuple[Arriving, int]] = []
+        self._units: list[Unit] = []
         self._first_unit: dict[bytes, int] = {}  # object -> its first unit
         self._sizes: list[int] = []
         self._here: Bits = 0
@@ -116,7 +119,8 @@ class TreeFetch:
 
     async def on_joined(self, peer: Peer) -> None:
         """Ask a peer that has just connected as well."""
-        await peer.send(Want(self.tree, self.volume))
+        if not self.goal.files or peer.hello.level >= limits.LEVEL_VOLUMES:
+            await peer.send(self.goal.want())
 
     def on_left(self, peer: Peer) -> None:
         """Forget what a peer held."""
@@ -188,8 +192,11 @@ class TreeFetch:
         failure: TbshareError | None = None
         try:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._report)
-                await self._records.tree(TreeId(self.tree), self.volume)
+                if self.goal.files:  # from here on peers give what they consist of
+                    await self._want_of_all()
+                else:
+                    nursery.start_soon(self._report)
+                await self._records.tree(self.goal.tree, self.goal.volume, self.goal.listing)
                 while not await self._pass():  # noqa: ASYNC110 - rare; the other fetch has no event for it
                     await trio.sleep(FOREIGN_SECONDS)
                 nursery.cancel_scope.cancel()
@@ -244,7 +251,8 @@ class TreeFetch:
         message = self.progress()
         for peer in list(self._mesh.peers.values()):
             await peer.send(Unwant(self.tree))
-            await peer.send(message)
+            if not self.goal.files:
+                await peer.send(message)
 
     async def _begin(self) -> None:
         """Open the arriving objects, number the units, and ask the peers what they hold."""
@@ -253,11 +261,15 @@ class TreeFetch:
             holder.holds, holder.told = 0, False
         await trio.to_thread.run_sync(self._open)
         self._begun = True
+        await self._want_of_all()
+
+    async def _want_of_all(self) -> None:
         for peer in list(self._mesh.peers.values()):
-            await peer.send(Want(self.tree, self.volume))
+            if not self.goal.files or peer.hello.level >= limits.LEVEL_VOLUMES:
+                await peer.send(self.goal.want())
 
     def _open(self) -> None:
-        objects = self._store.objects_below(TreeId(self.tree))
+        objects = self.goal.objects(self._store)
         manifests = self._records.manifests(objects)
         self.bytes_total = sum(found.size for found in manifests)
         lacking = [found for found in manifests if not self._store.is_whole(found.id)]
@@ -329,27 +341,33 @@ class TreeFetch:
     async def _ask(self) -> None:
         """Decide what to ask of whom, and ask."""
         views, usable = self._views()
-        if self._in_flight and views:
-            requests = [Request(node, unit, self._sizes[unit]) for unit, node in self._in_flight.items()]
-            moved = steals(requests, self._needed(), self._sizes, views)
-            for steal in moved:
-                await self._lanes.cancel(steal.loser, self, {steal.block})
-                self._in_flight.pop(steal.block, None)
-            if moved:
-                views, usable = self._views()  # the winner may have gone meanwhile: then its block is needed again
-            for steal in moved:
-                if not bits.contains(self._here, steal.block) and steal.winner in usable:
-                    await self._request(steal.winner, usable[steal.winner], [steal.block])
-            if moved:
-                views, usable = self._views()
+        if self._in_flight and views and await self._steal(views):
+            views, usable = self._views()
         self._check_starved(views)
         if self.limit and self._asked_bytes > self.limit * (time.monotonic() - self._limit_from):
             return
         wanted: dict[bytes, list[int]] = {}
-        for assignment in plan(self._mesh.identity.node, self._needed(), self._sizes, views):
+        if views and min(view.in_flight_blocks for view in views) > REQUESTS_LOW:
+            return
+        needed = self._needed()
+        urgent = needed if self.urgent else 0
+        for assignment in plan(self._mesh.identity.node, needed, self._sizes, views, urgent):
             wanted.setdefault(assignment.peer, []).append(assignment.block)
         for node, units in wanted.items():
             await self._request(node, usable[node], units)
+
+    async def _steal(self, views: Sequence[PeerView]) -> bool:
+        """Ask others for what would come late; return whether there was anything."""
+        requests = [Request(node, unit, self._sizes[unit]) for unit, node in self._in_flight.items()]
+        moved = steals(requests, self._needed(), self._sizes, views)
+        for steal in moved:
+            await self._lanes.cancel(steal.loser, self, {steal.block})
+            self._in_flight.pop(steal.block, None)
+        usable = self._views()[1] if moved else {}  # the winner may have gone: then its block is needed again
+        for steal in moved:
+            if not bits.contains(self._here, steal.block) and steal.winner in usable:
+                await self._request(steal.winner, usable[steal.winner], [steal.block])
+        return bool(moved)
 
     def _check_starved(self, views: Sequence[PeerView]) -> None:
         if self._holders.starved(self._needed(), views, self._mesh.peers, busy=bool(self._in_flight)):
@@ -370,7 +388,7 @@ class TreeFetch:
         for node, holder in self._holders.all.items():
             if not holder.holds or holder.excluded or self._mesh.peers.get(node) is not holder.peer:
                 continue
-            lanes = self._lanes.of(holder.peer, self.volume)
+            lanes = self._lanes.of(holder.peer, self.goal.volume)
             if lanes.lanes:
                 usable[node] = lanes
                 views.append(view_of(holder, lanes, now, tuple(sorted(fetchers - {node}))))
@@ -396,7 +414,7 @@ class TreeFetch:
         pending: list[tuple[int, tuple[ObjectId, int]]] = []
         while self._unsearched:
             batch_units = bits.of(islice(bits.members(self._unsearched), SEARCH_BATCH))
-            found = await trio.to_thread.run_sync(self._find_local, batch_units)
+            found = await trio.to_thread.run_sync(find_local, self._store, self._units, batch_units)
             self._unsearched &= ~batch_units
             self._held_back &= ~batch_units | bits.of(found)
             pending += found.items()
@@ -406,7 +424,9 @@ class TreeFetch:
                 batch, pending = pending[:REUSE_BATCH], pending[REUSE_BATCH:]
                 copies, self._to_copy = self._to_copy[:REUSE_BATCH], self._to_copy[REUSE_BATCH:]
                 try:
-                    done = await trio.to_thread.run_sync(self._copy, batch, copies)
+                    done, wrong = await trio.to_thread.run_sync(
+                        copy_blocks, self._store, self._units, batch, copies
+                    )
                 except DiskFull as error:
                     self._fail(error)
                     return
@@ -415,42 +435,11 @@ class TreeFetch:
                     self._note_here(unit)
                 tried = {unit for unit, _ in batch} | {unit for _, unit in copies}
                 self._held_back &= ~bits.of(tried)  # what could not be copied is asked for
-                if self._provider.suspects:
+                if wrong:
+                    self._provider.suspects += wrong
                     self._provider.suspected.set()
                 self._wake.set()
             await trio.sleep(ANNOUNCE_SECONDS)
-
-    def _find_local(self, missing: Bits) -> dict[int, tuple[ObjectId, int]]:
-        found: dict[int, tuple[ObjectId, int]] = {}
-        for unit in bits.members(missing):
-            arriving, number = self._units[unit]
-            place = self._store.find_block(arriving.manifest.block(number))
-            if place is not None:
-                found[unit] = place
-        return found
-
-    def _copy(self, batch: list[tuple[int, tuple[ObjectId, int]]], copies: list[tuple[int, int]]) -> list[int]:
-        done: list[int] = []
-        for unit, (object_id, number) in batch:
-            try:
-                data = self._store.read_block(object_id, number)
-            except (BlockCorrupt, ObjectMissing, OSError) as error:
-                _log.warning("a block here could not be used again: %s", error)
-                self._provider.suspects.append((object_id, number))
-                continue
-            arriving, own = self._units[unit]
-            arriving.write(own, memoryview(data))
-            done.append(unit)
-        for source, unit in copies:
-            arriving, own = self._units[source]
-            target, number = self._units[unit]
-            data = arriving.read(own)
-            if block_id(data) != target.manifest.block(number):
-                _log.warning("a block that has just arrived is not on the disk as it came; it is asked for again")
-                continue
-            target.write(number, memoryview(data))
-            done.append(unit)
-        return done
 
     async def _announce(self) -> None:
         """Tell the other fetchers of this tree what has come in, a little at a time."""

@@ -1,28 +1,30 @@
 """What a node gives to others: manifests and trees by id, what it holds of a tree, blocks on lanes.
 
-Every request is checked against the asker: it must be a member, and the tree it names must be one that a ref of
-the cluster names; an object must be of that tree. A hash alone opens nothing.
+Every request is checked against the asker (`grants`): the tree it names must be one of a ref that it may read, or
+what it named so of versions that it may read; a record or object must be of that tree. A hash alone opens nothing.
 """
 
 import logging
 import secrets
 import socket
 import time
-from collections import Counter, OrderedDict
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import trio
 
 from tbshare.content import bits
-from tbshare.content.block import ObjectId, TreeId
+from tbshare.content.block import ObjectId
 from tbshare.errors import BlockCorrupt, ObjectMissing, PeerError
+from tbshare.peers.grants import Grant, Grants
 from tbshare.peers.mesh import Mesh, Peer
 from tbshare.store.pack import Kind
 from tbshare.store.store import Store
 from tbshare.transport.lane_send import QUEUE_ITEMS_MAX, SendLane
 from tbshare.transport.link import Item
 from tbshare.transport.rate import RateLimit
+from tbshare.volumes.catalogue import MODELS_ID
 from tbshare.wire import lane as lane_wire
 from tbshare.wire import limits
 from tbshare.wire.message import (
@@ -47,7 +49,6 @@ from tbshare.wire.message import (
 _log = logging.getLogger("tbshare.peers.provide")
 LANES_PER_PEER_MAX = 8
 HOLDINGS_PER_MESSAGE = 2000
-TREES_CACHED = 64
 WANTS_MAX = 10_000
 QUESTIONS_MAX = 8  # RecordsWanted of one peer that are being answered; a fetch has one at a time
 
@@ -94,13 +95,13 @@ class Provider:
         self.suspects: list[tuple[ObjectId, int]] = []  # blocks peers complained of, for the verifier
         self.suspected = trio.Event()
         self.bytes_served = 0
-        self.must_seal: Callable[[Peer], bool] = lambda _: False  # whether no payload may go plain on this link
+        self.must_seal: Callable[[Peer, int], bool] = lambda _peer, _volume: False  # whether it may not go plain
+        self.grants = Grants(store, mesh)
         self._lanes: dict[tuple[bytes, int], _Lane] = {}
         self._waiting: dict[int, _Lane] = {}  # by admission, until they are dialled
         self._admissions = lane_wire.Tokens()
         self._last_admission = 0
         self._answering: Counter[bytes] = Counter()
-        self._objects: OrderedDict[bytes, frozenset[bytes]] = OrderedDict()
         self._nursery: trio.Nursery | None = None
         mesh.on(RecordsWanted, self._on_records_wanted)
         mesh.on(Want, self._on_want)
@@ -144,23 +145,39 @@ class Provider:
             self._answering[peer.node] -= 1
 
     async def _send_records(self, peer: Peer, message: RecordsWanted) -> None:
-        missing: list[bytes] = []
-        for record_id in message.ids:
-            try:
-                data = await trio.to_thread.run_sync(self._record, record_id)
-            except BlockCorrupt as error:
-                _log.warning("a record cannot be given to %s: %s", peer.hello.name, error)
-                data = None
-            if data is None:
-                missing.append(record_id)
-                continue
-            for offset in range(0, len(data), limits.RECORD_PART_BYTES):
-                part = Record(record_id, offset, len(data), data[offset : offset + limits.RECORD_PART_BYTES])
-                await peer.send(Records(message.request, [part]))
+        if not message.ids:
+            await peer.send(Records(message.request, [], done=True))
+            return
+        if message.tree:
+            given = (await self.grants.of(peer, message.tree)).records
+        else:
+            given = await self.grants.of_any_ref(peer, message.ids)
+        missing = [record_id for record_id in message.ids if record_id not in given]
+        left = [record_id for record_id in message.ids if record_id in given]
+        while left:
+            count, records = await trio.to_thread.run_sync(self._records, peer, left)
+            missing += [record_id for record_id in left[:count] if record_id not in records]
+            left = left[count:]
+            for parts in _messages(records):
+                await peer.send(Records(message.request, parts))
         await peer.send(Records(message.request, [], missing, done=True))
 
-    def _record(self, record_id: bytes) -> bytes | None:
-        return self.store.record(Kind.MANIFEST, record_id) or self.store.record(Kind.TREE, record_id)
+    def _records(self, peer: Peer, ids: list[bytes]) -> tuple[int, dict[bytes, bytes]]:
+        """Read records until they fill a message; return how many were looked for, and what is here."""
+        records: dict[bytes, bytes] = {}
+        size = count = 0
+        for count, record_id in enumerate(ids, 1):  # noqa: B007
+            try:
+                data = self.store.record(Kind.MANIFEST, record_id) or self.store.record(Kind.TREE, record_id)
+            except BlockCorrupt as error:
+                _log.warning("a record cannot be given to %s: %s", peer.hello.name, error)
+                continue
+            if data is not None:
+                records[record_id] = data
+                size += len(data)
+            if size >= limits.RECORD_PART_BYTES:
+                break
+        return count, records
 
     # what is held ----------------------------------------------------------------------------------------------
 
@@ -171,25 +188,25 @@ class Provider:
             if len(self.wants) > WANTS_MAX:
                 raise PeerError("more trees are asked for than there can be")
         self.wants.setdefault(message.tree, set()).add(peer.node)
-        if not await self._may_have(peer, message.tree):
-            await peer.send(Have(message.tree))  # the ref may reach us later; from then on we announce
-            return
-        for answer in await trio.to_thread.run_sync(self._holdings, message.tree):
+        if message.files:
+            grant = await self.grants.of_versions(peer, message)
+        else:
+            grant = await self.grants.of(peer, message.tree)  # of a ref that reaches us later we announce
+        for answer in await trio.to_thread.run_sync(self._holdings, message.tree, grant):
             await peer.send(answer)
 
     async def _on_unwant(self, peer: Peer, message: AnyMessage) -> None:
         assert isinstance(message, Unwant)
         self.wants.get(message.tree, set()).discard(peer.node)
+        if not self.wants.get(message.tree):
+            self.wants.pop(message.tree, None)
+        self.grants.take_back(peer, message.tree)
 
-    def _holdings(self, tree: bytes) -> list[Have]:
+    def _holdings(self, tree: bytes, grant: Grant) -> list[Have]:
         """Return what this node can serve of a tree, in one message or more."""
-        try:
-            objects = self.store.objects_below(TreeId(tree))
-        except ObjectMissing:
-            return [Have(tree)]
-        if all(self.store.is_whole(object_id) for object_id in objects):
+        if grant.whole and all(self.store.is_whole(object_id) for object_id in grant.objects):
             return [Have(tree, whole=True)]
-        held = [(object_id, self.store.held(object_id)) for object_id in objects]
+        held = [(object_id, self.store.held(object_id)) for object_id in grant.objects]
         rows = [Holding(object_id, bits.to_runs(blocks)) for object_id, blocks in held if blocks]
         parts = [rows[at : at + HOLDINGS_PER_MESSAGE] for at in range(0, len(rows), HOLDINGS_PER_MESSAGE)]
         return [Have(tree, holdings=part) for part in parts] or [Have(tree)]
@@ -198,14 +215,8 @@ class Provider:
         """Tell the nodes that fetch a tree of blocks that have come in here."""
         for node in list(self.wants.get(tree, ())):
             peer = self.mesh.peers.get(node)
-            if peer is not None:
+            if peer is not None and await self.grants.may_have(peer, tree):
                 await peer.send(Have(tree, whole=whole, holdings=holdings))
-
-    async def _may_have(self, peer: Peer, tree: bytes) -> bool:
-        """Return whether a ref names the tree and the asker is a member."""
-        state = await self.mesh.state()
-        named = any(version.tree == tree for versions in state.refs.values() for version in versions)
-        return named and state.is_member(peer.node)
 
     # lanes -----------------------------------------------------------------------------------------------------
 
@@ -217,7 +228,7 @@ class Provider:
         mine = [lane for lane in self._lanes.values() if lane.peer == peer.node]
         if len(mine) >= LANES_PER_PEER_MAX or (peer.node, message.lane) in self._lanes:
             raise PeerError("too many lanes, or one number twice")
-        if not message.sealed and self.must_seal(peer):
+        if not message.sealed and self.must_seal(peer, MODELS_ID):
             raise PeerError(f"{peer.hello.name} asked for a lane without a seal on a link that needs one")
         key = secrets.token_bytes(lane_wire.KEY_BYTES) if message.sealed else b""
         token = secrets.token_bytes(lane_wire.TOKEN_BYTES)
@@ -273,9 +284,10 @@ class Provider:
             return
         if len(message.blocks) > limits.BLOCKS_PER_FETCH:
             raise PeerError("too many blocks asked for at once")
-        objects = self._objects.get(message.tree)
-        if objects is None:
-            objects = await self._objects_of(peer, message.tree)
+        grant = await self.grants.of(peer, message.tree)
+        if grant.empty:
+            _log.warning("%s asked for blocks of a tree that it may not have", peer.hello.name)
+        objects = grant.records if lane.key or not self.must_seal(peer, grant.volume) else frozenset[bytes]()
         known = [wanted for wanted in message.blocks if wanted.object in objects]
         items = await trio.to_thread.run_sync(self._items, known)
         self.bytes_served += sum(item.length for item in items)
@@ -317,20 +329,6 @@ class Provider:
                 item.release()
             raise
 
-    async def _objects_of(self, peer: Peer, tree: bytes) -> frozenset[bytes]:
-        """Return the objects of a tree that the peer may have; none when it may not."""
-        if not await self._may_have(peer, tree):
-            _log.warning("%s asked for blocks of a tree that no ref names", peer.hello.name)
-            return frozenset()
-        try:
-            objects = frozenset(await trio.to_thread.run_sync(self.store.objects_below, TreeId(tree)))
-        except ObjectMissing:
-            return frozenset()
-        self._objects[tree] = objects
-        while len(self._objects) > TREES_CACHED:
-            self._objects.popitem(last=False)
-        return objects
-
     async def _on_cancel(self, peer: Peer, message: AnyMessage) -> None:
         assert isinstance(message, Cancel)
         lane = self._lanes.get((peer.node, message.lane))
@@ -347,6 +345,7 @@ class Provider:
             self.suspected.set()
 
     async def _on_left(self, peer: Peer) -> None:
+        self.grants.forget(peer.node)
         for nodes in self.wants.values():
             nodes.discard(peer.node)
         for lane in [lane for lane in self._lanes.values() if lane.peer == peer.node]:
@@ -354,3 +353,22 @@ class Provider:
                 lane.end.close()
             else:
                 self.lane_ended(lane)
+
+
+def _messages(records: dict[bytes, bytes]) -> Iterator[list[Record]]:
+    """Yield records as they are sent: several in one message, or a large one in parts."""
+    together: list[Record] = []
+    size = 0
+    for record_id, data in records.items():
+        if size + len(data) > limits.RECORD_PART_BYTES and together:
+            yield together
+            together, size = [], 0
+        for offset in range(0, len(data), limits.RECORD_PART_BYTES):
+            part = Record(record_id, offset, len(data), data[offset : offset + limits.RECORD_PART_BYTES])
+            if len(data) > limits.RECORD_PART_BYTES:
+                yield [part]
+            else:
+                together.append(part)
+                size += len(data)
+    if together:
+        yield together

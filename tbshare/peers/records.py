@@ -21,9 +21,10 @@ from tbshare.wire.message import AnyMessage, Records, RecordsWanted
 
 ANSWER_SECONDS = 10.0  # without a record, or ANSWER_BYTES of one
 ANSWER_BYTES = 256 * 1024
-_BATCH = 64
+_BATCH = limits.RECORDS_PER_REQUEST
 
-Keep = Callable[[bytes, bytes], bool]  # (id, record) -> whether it is the one of this id
+Check = Callable[[bytes, bytes], bool]  # (id, record) -> whether it is the one of this id
+Keep = Callable[[list[tuple[bytes, bytes]]], set[bytes]]  # [(id, record)] -> ids of those that were kept
 
 
 class _Question:
@@ -39,6 +40,7 @@ class _Question:
 
     async def take(self, message: Records) -> None:
         """Add what came and keep what is whole; PeerError when it was not asked for or does not fit together."""
+        whole: list[tuple[bytes, bytes]] = []
         for part in message.parts:
             if not self._data:
                 self._id, self._total = part.id, part.total
@@ -50,15 +52,16 @@ class _Question:
             self._data += part.data
             self.bytes += len(part.data)
             if end == self._total:
-                record, self._data = bytes(self._data), bytearray()
-                await self._keep(record)
+                whole.append((self._id, bytes(self._data)))
+                self._data = bytearray()
+        if whole:
+            await self._keep(whole)
         if message.done:
             self.done.set()
 
-    async def _keep(self, record: bytes) -> None:
+    async def _keep(self, records: list[tuple[bytes, bytes]]) -> None:
         try:
-            if await trio.to_thread.run_sync(self.keep, self._id, record):
-                self.kept.add(self._id)
+            self.kept |= await trio.to_thread.run_sync(self.keep, records)
         except (TbshareError, OSError) as error:  # ours, not the peer's session's: whoever asked raises it
             self.error = self.error or error
             self.done.set()
@@ -90,22 +93,26 @@ class RecordFetcher:
             if question.peer is peer:
                 question.done.set()
 
-    async def tree(self, tree_id: TreeId, volume: str) -> None:
+    async def tree(self, tree_id: TreeId, volume: str, root: Tree | None = None) -> None:
         """Bring a tree, all trees below it and the manifests of its objects into the store.
 
+        With `root` it is one that only this node knows, under which its peers give what it named to them.
         ObjectMissing when no connected peer has them all. FormatInvalid when they are not what a tree may be; the
         listings that came for it are forgotten then, so that nobody walks through them.
         """
         came: set[bytes] = set()
         try:
-            objects = await self._listings(tree_id, volume, came)
+            objects = await self._listings(tree_id, volume, root, came)
         except FormatInvalid:
             await trio.to_thread.run_sync(self._forget, came)
             raise
-        await self._ensure(list(objects), partial(self._keep_manifest, objects), Kind.MANIFEST)
+        check = partial(self._is_manifest, objects)
+        await self._ensure(tree_id, list(objects), check, Kind.MANIFEST)
         await trio.to_thread.run_sync(self.store.sync_records)
 
-    async def _listings(self, tree_id: TreeId, volume: str, came: set[bytes]) -> dict[bytes, int]:
+    async def _listings(
+        self, tree_id: TreeId, volume: str, root: Tree | None, came: set[bytes]
+    ) -> dict[bytes, int]:
         """Fetch and check listings level by level; return the objects and their sizes, `came` what was fetched.
 
         Each place where a directory stands counts: a listing that names one other twice, and so on down, would
@@ -116,8 +123,11 @@ class RecordFetcher:
         count = 0
         while level:
             ids = list(dict.fromkeys(place[1] for place in level))
-            came |= await self._ensure(ids, self._keep_tree, Kind.TREE)
-            listings = await trio.to_thread.run_sync(self._read, ids)
+            if root is not None and ids == [tree_id]:
+                listings: dict[bytes, Tree] = {tree_id: root}
+            else:
+                came |= await self._ensure(tree_id, ids, self._is_listing, Kind.TREE)
+                listings = await trio.to_thread.run_sync(self._read, ids)
             below: list[_Place] = []
             for path, listing_id, size in level:
                 listing = listings[listing_id]
@@ -138,15 +148,16 @@ class RecordFetcher:
         for record_id in ids:
             self.store.index.remove_record(Kind.TREE, record_id)
 
-    async def _ensure(self, ids: list[bytes], keep: Keep, kind: Kind) -> set[bytes]:
+    async def _ensure(self, root: TreeId, ids: list[bytes], check: Check, kind: Kind) -> set[bytes]:
         """Have these records in the store; return those that were fetched for it."""
         came: set[bytes] = set()
+        keep = partial(self._keep, kind, check)
         for start in range(0, len(ids), _BATCH):
             missing = await trio.to_thread.run_sync(self._missing, ids[start : start + _BATCH], kind)
             for peer in self._candidates():
                 if not missing:
                     break
-                kept = await self._ask(peer, missing, keep)
+                kept = await self._ask(peer, root, missing, keep)
                 missing -= kept
                 came |= kept
             if missing:
@@ -158,21 +169,26 @@ class RecordFetcher:
     def _missing(self, ids: Iterable[bytes], kind: Kind) -> set[bytes]:
         return {record_id for record_id in ids if self.store.record(kind, record_id) is None}
 
-    def _keep_tree(self, record_id: bytes, data: bytes) -> bool:
-        """Keep a listing; False when it is not the one of this id, FormatInvalid when that one is no listing."""
+    def _keep(self, kind: Kind, check: Check, records: list[tuple[bytes, bytes]]) -> set[bytes]:
+        """Keep those that are what was asked for. FormatInvalid when one is, and is none of its kind."""
+        right = {record_id: data for record_id, data in records if check(record_id, data)}
+        self.store.add_records(kind, right.items())
+        return set(right)
+
+    @staticmethod
+    def _is_listing(record_id: bytes, data: bytes) -> bool:
         if named_hash(tree.TREE_CONTEXT, [data]) != record_id:
             return False
         tree.decode(data)
-        self.store.add_record(Kind.TREE, record_id, data)
         return True
 
-    def _keep_manifest(self, sizes: dict[bytes, int], record_id: bytes, data: bytes) -> bool:
-        """Keep a manifest, as `_keep_tree`; `sizes` are what the listings say."""
+    @staticmethod
+    def _is_manifest(sizes: dict[bytes, int], record_id: bytes, data: bytes) -> bool:
+        """Return whether it is the manifest of this id; `sizes` are what the listings say."""
         if named_hash(manifest.OBJECT_CONTEXT, [data]) != record_id:
             return False
         if manifest.decode(data).size != sizes[record_id]:
             raise FormatInvalid("a directory listing gives a file another size than its manifest")
-        self.store.add_record(Kind.MANIFEST, record_id, data)
         return True
 
     def manifests(self, objects: Iterable[ObjectId]) -> list[Manifest]:
@@ -189,23 +205,23 @@ class RecordFetcher:
 
     async def has_heard(self, peer: Peer) -> bool:
         """Wait until a peer has handled what it was sent so far, and its words before that are here."""
-        return (await self._answer(peer, set(), lambda _id, _record: False)).done.is_set() and (
+        return (await self._answer(peer, b"", set(), lambda _: set())).done.is_set() and (
             self.mesh.peers.get(peer.node) is peer
         )
 
-    async def _ask(self, peer: Peer, ids: set[bytes], keep: Keep) -> set[bytes]:
+    async def _ask(self, peer: Peer, root: bytes, ids: set[bytes], keep: Keep) -> set[bytes]:
         """Ask a peer for records; return those that it gave and that were kept."""
-        question = await self._answer(peer, ids, keep)
+        question = await self._answer(peer, root, ids, keep)
         if question.error is not None:
             raise question.error
         return question.kept
 
-    async def _answer(self, peer: Peer, ids: set[bytes], keep: Keep) -> _Question:
+    async def _answer(self, peer: Peer, root: bytes, ids: set[bytes], keep: Keep) -> _Question:
         self._number += 1
         number, question = self._number, _Question(peer, set(ids), keep)
         self._questions[number] = question
         try:
-            await peer.send(RecordsWanted(number, list(ids)))
+            await peer.send(RecordsWanted(number, list(ids), root))
             before = (-1, -1)
             while not question.done.is_set():
                 now = (len(question.kept), question.bytes // ANSWER_BYTES)

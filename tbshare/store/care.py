@@ -16,6 +16,7 @@ from tbshare.store.index import Row
 from tbshare.store.pack import Kind, Place
 from tbshare.store.store import Store
 
+PAGE_ROWS = 10_000  # of the index, in memory at once
 COMPACT_SHARE = 0.5  # of a pack must be dead before its living records are written anew
 
 
@@ -160,29 +161,40 @@ def _drop(store: Store, rows: Sequence[Row]) -> int:
 
 def collect(store: Store, live: set[bytes], live_trees: set[bytes]) -> tuple[int, int]:
     """Drop every object and record that nothing living needs; return how many objects and bytes went."""
-    dead = [row for row in store.index.objects() if row.id not in live and not store.is_arriving(row.id)]
-    freed = _drop(store, dead) if dead else 0
-    with store.index.transaction():
-        for kind, record_id, _ in store.index.records():
-            keep = live_trees if kind == Kind.TREE else live
-            if record_id not in keep and not store.is_arriving(record_id):
-                store.index.remove_record(kind, record_id)
+    count = freed = key = 0
+    while rows := store.index.objects_after(key, PAGE_ROWS):
+        key = rows[-1].key
+        dead = [row for row in rows if row.id not in live and not store.is_arriving(row.id)]
+        freed += _drop(store, dead) if dead else 0
+        count += len(dead)
+    after = (b"", -1)
+    while records := store.index.records_after(after, PAGE_ROWS):
+        after = records[-1][1], int(records[-1][0])
+        with store.index.transaction():
+            for kind, record_id in records:
+                keep = live_trees if kind == Kind.TREE else live
+                if record_id not in keep and not store.is_arriving(record_id):
+                    store.index.remove_record(kind, record_id)
     compact(store)
-    return len(dead), freed
+    return count, freed
 
 
 def compact(store: Store) -> None:
     """Write the living records of packs that are mostly dead anew, and delete those packs."""
-    records = store.index.records()
-    dead = _mostly_dead(store, records)
+    dead = _mostly_dead(store)
     if store.packs.last in dead:
-        records = store.close_pack()  # nothing is appended to any of these from here on
+        store.close_pack()  # nothing is appended to any of these from here on
     for number in dead:
-        inside = [record for record in records if record[2].pack == number]
+        inside = store.index.records_in(number)
         if not all(_sound(store, record) for record in inside):
             continue  # a pack with a rotten record stays until verify has found it
         moved = [
-            (kind, record_id, place, store.packs.append(kind, record_id, store.packs.read(kind, record_id, place)))
+            (
+                kind,
+                record_id,
+                place,
+                store.packs.append(kind, record_id, store.packs.read(kind, record_id, place)),
+            )
             for kind, record_id, place in inside
         ]
         store.sync_records()
@@ -196,11 +208,9 @@ def compact(store: Store) -> None:
         store.packs.remove(number)
 
 
-def _mostly_dead(store: Store, records: list[tuple[Kind, bytes, Place]]) -> list[int]:
+def _mostly_dead(store: Store) -> list[int]:
     """Return the packs of which less than 1 - COMPACT_SHARE is still needed."""
-    living: dict[int, int] = {}
-    for _, _, place in records:
-        living[place.pack] = living.get(place.pack, 0) + place.length
+    living = store.index.living_bytes()
     sizes = {number: store.packs.path(number).stat().st_size for number in store.packs.numbers()}
     return [number for number, size in sizes.items() if living.get(number, 0) < size * (1 - COMPACT_SHARE)]
 

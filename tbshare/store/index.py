@@ -7,7 +7,7 @@ Objects have a small integer key here, so that a row of `blocks` is 32 bytes and
 """
 
 import sqlite3
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,7 @@ from tbshare.errors import DiskFull, StoreUnusable
 from tbshare.store.pack import Kind, Place
 
 LEVEL = 1
+_VARIABLES_MAX = 500  # in one statement
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS records (
     id BLOB NOT NULL, kind INTEGER NOT NULL, pack INTEGER NOT NULL,
@@ -152,6 +153,25 @@ class Index:
             rows = self._connection.execute("SELECT kind, id, pack, offset, length FROM records").fetchall()
         return [(Kind(row[0]), row[1], Place(*row[2:])) for row in rows if kind is None or row[0] == kind]
 
+    def records_after(self, after: tuple[bytes, int], limit: int) -> list[tuple[Kind, bytes]]:
+        """Return kind and id of records in the order of ids, those after (id, kind)."""
+        query = "SELECT kind, id FROM records WHERE (id, kind) > (?, ?) ORDER BY id, kind LIMIT ?"
+        with self._lock:
+            rows = self._connection.execute(query, (*after, limit)).fetchall()
+        return [(Kind(kind), record_id) for kind, record_id in rows]
+
+    def records_in(self, pack: int) -> list[tuple[Kind, bytes, Place]]:
+        """Return the records that lie in a pack."""
+        query = "SELECT kind, id, pack, offset, length FROM records WHERE pack=?"
+        with self._lock:
+            rows = self._connection.execute(query, (pack,)).fetchall()
+        return [(Kind(row[0]), row[1], Place(*row[2:])) for row in rows]
+
+    def living_bytes(self) -> dict[int, int]:
+        """Return how many bytes of each pack are records of the index."""
+        with self._lock:
+            return dict(self._connection.execute("SELECT pack, SUM(length) FROM records GROUP BY pack").fetchall())
+
     def remove_record(self, kind: Kind, record_id: bytes) -> None:
         """Forget a record."""
         self._do("DELETE FROM records WHERE id=? AND kind=?", (record_id, int(kind)))
@@ -179,6 +199,37 @@ class Index:
                 "SELECT key, id, size, state, place, present FROM objects WHERE id=?", (object_id,)
             ).fetchone()
         return None if row is None else self._row(row)
+
+    def whole_of(self, ids: Sequence[bytes]) -> set[bytes]:
+        """Return those of these objects that are whole."""
+        found: set[bytes] = set()
+        for start in range(0, len(ids), _VARIABLES_MAX):
+            part = ids[start : start + _VARIABLES_MAX]
+            marks = ",".join("?" * len(part))
+            query = f"SELECT id FROM objects WHERE state='whole' AND id IN ({marks})"
+            with self._lock:
+                found.update(row[0] for row in self._connection.execute(query, part))
+        return found
+
+    def objects_after(self, key: int, limit: int) -> list[Row]:
+        """Return objects in the order of their keys, those after `key`."""
+        query = "SELECT key, id, size, state, place, present FROM objects WHERE key > ? ORDER BY key LIMIT ?"
+        with self._lock:
+            rows = self._connection.execute(query, (key, limit)).fetchall()
+        return [self._row(row) for row in rows]
+
+    def whole_bytes(self) -> int:
+        """Return the bytes of all whole objects."""
+        with self._lock:
+            return int(
+                self._connection.execute("SELECT SUM(size) FROM objects WHERE state='whole'").fetchone()[0] or 0
+            )
+
+    def partial_objects(self) -> list[ObjectId]:
+        """Return the objects that are not whole."""
+        with self._lock:
+            rows = self._connection.execute("SELECT id FROM objects WHERE state!='whole'").fetchall()
+        return [ObjectId(row[0]) for row in rows]
 
     def objects(self) -> list[Row]:
         """Return all objects."""

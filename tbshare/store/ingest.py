@@ -57,10 +57,13 @@ class Ingest:
         stop: threading.Event | None = None,
         advance: Callable[[int], None] = lambda _: None,
         move: bool = False,
+        fixed: bool = False,
     ) -> None:
+        """With `fixed` every file is cut into blocks of one size, as all that can be written to is."""
         self.store = store
         self.workers = workers
         self.move = move
+        self.fixed = fixed
         self.adopted: list[adopt.Adopted] = []
         self.stop = stop or threading.Event()
         self.advance = advance
@@ -123,9 +126,12 @@ class Ingest:
         finally:
             os.close(descriptor)
 
+    def _header(self, file: SourceFile, descriptor: int, size: int) -> tuple[Header | None, str]:
+        return (None, "") if self.fixed else _header(file, descriptor, size)
+
     def _take(self, file: SourceFile, descriptor: int, before: os.stat_result) -> Ingested:
         size = before.st_size
-        header, warning = _header(file, descriptor, size)
+        header, warning = self._header(file, descriptor, size)
         if size <= SMALL_BYTES:
             return self._small(file, descriptor, before, header, warning)
         if self.move:
@@ -161,7 +167,7 @@ class Ingest:
         that these bytes are the clone's; else the clone itself is hashed.
         """
         size = os.fstat(clone).st_size
-        header, warning = _header(file, clone, size)
+        header, warning = self._header(file, clone, size)
         if os.fstat(source).st_size == size:
             with contextlib.suppress(SourceChanged):
                 found = self._hash(file, source, -1, size, header)

@@ -80,11 +80,16 @@ class Store:
         with self._records:
             self.index.add_record(kind, record_id, self.packs.append(kind, record_id, payload))
 
-    def close_pack(self) -> list[tuple[Kind, bytes, Place]]:
-        """Let nothing more be appended to the packs there are, and return all records."""
+    def add_records(self, kind: Kind, records: Iterable[tuple[bytes, bytes]]) -> None:
+        """Keep records that are not here, given as (id, payload): many at once; durable after `sync_records`."""
+        with self._records, self.index.transaction():
+            for record_id, payload in records:
+                self.index.add_record(kind, record_id, self.packs.append(kind, record_id, payload))
+
+    def close_pack(self) -> None:
+        """Let nothing more be appended to the packs there are, and every record in them be in the index."""
         with self._records:
             self.packs.begin_new()
-            return self.index.records()
 
     def sync_records(self) -> None:
         """Make every record added so far durable. OSError or DiskFull: those since the last call are gone."""
@@ -277,10 +282,8 @@ class Store:
 
     def find_block(self, block: BlockId) -> tuple[ObjectId, int] | None:
         """Return an object that holds a block, and its number there."""
-        for object_id, number, whole in self.index.holders(block):
-            if whole or self.held(object_id) >> number & 1:
-                return object_id, number
-        return None
+        found = self.index.holders(block)
+        return next(((at, number) for at, number, whole in found if whole or self.held(at) >> number & 1), None)
 
     # arriving objects ------------------------------------------------------------------------------------------
 
@@ -298,7 +301,7 @@ class Store:
                 return None
             partial = self.home.partial(found.id)
             present = row.present & bits.full(found.block_count) if row is not None and partial.exists() else 0
-            if not present:
+            if not present and found.size > SMALL_BYTES:  # for many small ones whoever begins them looks once
                 self.check_room(max(0, found.size - _allocated_bytes(partial)))
             if found.size > SMALL_BYTES:
                 self.sync_records()  # a file whose manifest the power took could not be explained any more
@@ -452,16 +455,13 @@ class Store:
     def room_bytes(self) -> int:
         """Return how many more bytes may be taken in now."""
         free, _ = disk.free_bytes(self.home.root)
-        room = free - self.keep_free_bytes
-        if self.max_bytes:
-            room = min(room, self.max_bytes - self.used_bytes())
-        return max(0, room)
+        allowed = self.max_bytes - self.used_bytes() if self.max_bytes else free
+        return max(0, min(free - self.keep_free_bytes, allowed))
 
     def used_bytes(self) -> int:
         """Return the bytes of all objects here, shared or not, and what arriving ones have been given."""
-        rows = self.index.objects()
-        whole = sum(row.size for row in rows if row.whole)
-        return whole + sum(_allocated_bytes(self.home.partial(row.id)) for row in rows if not row.whole)
+        partial = [_allocated_bytes(self.home.partial(object_id)) for object_id in self.index.partial_objects()]
+        return self.index.whole_bytes() + sum(partial)
 
     def check_room(self, size: int) -> None:
         """DiskFull unless `size` more bytes may be taken in."""

@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
+from typing import get_args
 
 import trio
 
@@ -18,20 +19,13 @@ from tbshare.volumes.log import Log
 from tbshare.wire import limits
 from tbshare.wire.message import (
     AnyMessage,
-    Cancel,
-    Corrupt,
-    Fetch,
     Have,
     Hello,
-    LaneOpen,
-    LaneReady,
     Message,
     Progress,
     Record,
     Records,
     RecordsWanted,
-    Refused,
-    Unwant,
     Want,
 )
 from tests.nodes import Node, open_window
@@ -57,8 +51,7 @@ class Insider:
             RecordsWanted: self.give_records,
             Want: self.say_whole,
         }
-        silent = (Have, Unwant, Progress, Records, LaneOpen, LaneReady, Fetch, Refused, Cancel, Corrupt)
-        answers = {**dict.fromkeys(silent, self.note), **answers, **(own or {})}
+        answers = {**dict.fromkeys(get_args(AnyMessage), self.note), **answers, **(own or {})}
         for kind, answer in answers.items():
             self.mesh.on(kind, answer)
 
