@@ -31,8 +31,17 @@ class NotStartedError(Exception):
 class Node:
     """One daemon with its own home. The port is chosen at the first start and kept."""
 
-    def __init__(self, home: Path, name: str, config: str = "") -> None:
+    def __init__(
+        self,
+        home: Path,
+        name: str,
+        config: str = "",
+        *,
+        host: str = "127.0.0.1",  # empty: it listens on all it has
+        prefix: Sequence[str] = (),  # goes before the command
+    ) -> None:
         self.home, self.name, self.port = home, name, 0
+        self._host, self._prefix = host, list(prefix)
         self.process: subprocess.Popen[bytes] | None = None
         self._ready = -1
         home.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -43,11 +52,29 @@ class Node:
         """Begin to start; `wait_ready` must follow."""
         assert self.process is None
         self._ready, write = os.pipe()
-        words = ["--home", str(self.home), "--port", str(self.port), "--listen", "127.0.0.1", "--name", self.name]
+        words = [
+            "--home",
+            str(self.home),
+            "--port",
+            str(self.port),
+            "--listen",
+            self._host,
+            "--name",
+            self.name,
+        ]
         try:
             with open(self.home.parent / f"{self.home.name}.out", "ab") as output:
                 self.process = subprocess.Popen(
-                    [sys.executable, "-P", "-m", "tbshare.daemon", *words, "--ready-fd", str(write)],
+                    [
+                        *self._prefix,
+                        sys.executable,
+                        "-P",
+                        "-m",
+                        "tbshare.daemon",
+                        *words,
+                        "--ready-fd",
+                        str(write),
+                    ],
                     stdin=subprocess.DEVNULL,
                     stdout=output,
                     stderr=output,
@@ -168,8 +195,8 @@ def open_window(node: Node, on_code: Callable[[str], None]) -> None:
         client.pair_open(told)
 
 
-def pair(member: Node, newcomer: Node) -> None:
-    """Let a node join the cluster of another."""
+def pair(member: Node, newcomer: Node, host: str = "127.0.0.1") -> None:
+    """Let a node join the cluster of another, which it finds at `host`."""
     answers: SimpleQueue[str | BaseException] = SimpleQueue()
 
     def opened() -> None:
@@ -184,7 +211,7 @@ def pair(member: Node, newcomer: Node) -> None:
     if isinstance(code, BaseException):
         raise code
     with newcomer.client() as client:
-        client.pair_join(code, f"127.0.0.1:{member.port}")
+        client.pair_join(code, f"{host}:{member.port}")
     thread.join(READY_SECONDS)
 
 
