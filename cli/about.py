@@ -8,12 +8,29 @@ import typer
 from tbshare import __version__
 from tbshare.cli import show
 from tbshare.cli.examples import examples
-from tbshare.cli.models import AsJson
+from tbshare.cli.options import AsJson
 from tbshare.cli.session import home_of
 from tbshare.client import Client
 from tbshare.errors import DaemonUnreachable, ExitStatus, UsageError
 
 SHELLS = ("bash", "zsh", "fish")
+# Bash takes a colon for the end of a word: it is told what stands behind the colon alone.
+BASH = r"""
+_tbshare_completion() {
+    local line="${COMP_LINE:0:COMP_POINT}" reply before=""
+    local last="${line//\\[[:space:]]/_}"
+    last="${last##*[[:space:]]}"
+    [[ $COMP_WORDBREAKS == *:* && $last == *:* ]] && before="${last%%:*}:"
+    COMPREPLY=()
+    while IFS= read -r reply; do
+        [[ -n $reply ]] || continue
+        [[ $reply == */ ]] && compopt -o nospace 2>/dev/null
+        printf -v reply %q "${reply#"$before"}"
+        COMPREPLY+=("$reply")
+    done < <(COMP_LINE="$line" _TBSHARE_COMPLETE=complete_bash "$1" 2>/dev/null)
+}
+complete -o nosort -F _tbshare_completion tbshare 2>/dev/null || complete -F _tbshare_completion tbshare
+"""
 
 
 def register(app: typer.Typer) -> None:
@@ -76,6 +93,9 @@ def completion(
     if chosen not in SHELLS:
         what = f"no completion for {chosen!r}" if chosen else "which shell"
         raise UsageError(f"{what}; there are {', '.join(SHELLS)}", cure="tbshare completion bash")
+    if chosen == "bash":
+        show.block(BASH)
+        return ExitStatus.DONE
     os.environ[main.COMPLETE_VARIABLE] = f"source_{chosen}"  # how typer is asked for the script
     try:
         return main.invoke([], home_of(context))

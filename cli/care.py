@@ -1,4 +1,4 @@
-"""Care of the store: du, gc, verify, volume ls."""
+"""Care of the store: du, gc, verify."""
 
 from typing import Annotated
 
@@ -7,7 +7,7 @@ import typer
 from tbshare.cli import amount, show
 from tbshare.cli.complete import complete_ref
 from tbshare.cli.examples import examples
-from tbshare.cli.models import AsJson, AsJsonLines
+from tbshare.cli.options import AsJson, AsJsonLines
 from tbshare.cli.session import connect
 from tbshare.cli.watch import TransferWatch
 from tbshare.errors import ExitStatus, Interrupted
@@ -21,14 +21,6 @@ def register(app: typer.Typer) -> None:
     app.command("du", epilog=examples("du", "du --json"))(disk_use)
     app.command("gc", epilog=examples("gc", "gc --now"))(gc)
     app.command("verify", epilog=examples("verify", "verify llama-70b --repair"))(verify)
-    volume = typer.Typer(help="Volumes: namespaces of refs.", rich_markup_mode=None)
-    volume.callback()(_volume)
-    volume.command("ls", epilog=examples("volume ls"))(volume_list)
-    app.add_typer(volume, name="volume")
-
-
-def _volume() -> None:
-    """Volumes: namespaces of refs."""
 
 
 def disk_use(context: typer.Context, as_json: AsJson = False) -> int:
@@ -118,15 +110,3 @@ def _say_found(found: report.VerifyReport, ref: str) -> None:
     show.line(f"{text}: {found.corrupt} corrupt, {found.quarantined} in quarantine, {found.repaired} repaired")
     if found.corrupt > found.repaired:
         show.aside(f"  try: tbshare verify {ref + ' ' if ref else ''}--repair")
-
-
-def volume_list(context: typer.Context, as_json: AsJson = False) -> int:
-    """List the volumes."""
-    with connect(context) as client:
-        listed = client.volume_list()
-    if as_json:
-        show.json(listed)
-        return ExitStatus.DONE
-    rows = [[line.name, line.mode, str(line.refs), amount.size(line.size_bytes)] for line in listed.volumes]
-    show.table(["VOLUME", "MODE", "REFS", "SIZE"], rows, right=[2, 3])
-    return ExitStatus.DONE

@@ -1,4 +1,4 @@
-"""The cluster: pair, node ls, node rename, status."""
+"""The cluster: pair, node ls, node rename, status, drain, undrain."""
 
 import time
 from typing import Annotated
@@ -8,10 +8,11 @@ import typer
 from tbshare.cli import amount, show
 from tbshare.cli.complete import complete_node
 from tbshare.cli.examples import examples
-from tbshare.cli.models import AsJson, AsJsonLines
+from tbshare.cli.options import AsJson, AsJsonLines
 from tbshare.cli.session import connect
+from tbshare.cli.watch import TransferWatch
 from tbshare.errors import ExitStatus, Interrupted
-from tbshare.wire import report
+from tbshare.wire import report, volume
 
 ID_SHOWN = 8  # hex digits of a node's key
 
@@ -30,6 +31,8 @@ def register(app: typer.Typer) -> None:
         ),
     )(pair)
     app.command("status", epilog=examples("status", "status --json"))(status)
+    app.command("drain", epilog=examples("drain", "drain --no-wait", "drain && tbshare down"))(drain)
+    app.command("undrain", epilog=examples("undrain"))(undrain)
     node = typer.Typer(help="The nodes of the cluster.", rich_markup_mode=None)
     node.command("ls", epilog=examples("node ls", "node ls --json"))(node_list)
     node.command("rename", epilog=examples("node rename studio-2 attic"))(node_rename)
@@ -129,6 +132,53 @@ def node_rename(
         show.json(done)
     else:
         show.line(f"{node} is called {name} now")
+    return ExitStatus.DONE
+
+
+def drain(
+    context: typer.Context,
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Until it may be unplugged.")] = True,
+    as_json: AsJsonLines = False,
+) -> int:
+    """Bring what is only on this node to others, and say when it may be unplugged. Exit status 3: not yet."""
+    watch = TransferWatch(as_json=as_json)
+    try:
+        with connect(context) as client, watch:
+            drained = client.drain(wait=wait, on_event=watch.event)
+    except KeyboardInterrupt:
+        raise Interrupted(
+            "interrupted; draining goes on in the background, this node is not to be unplugged yet",
+            cure="tbshare drain (or `tbshare undrain` to end it)",
+        ) from None
+    if as_json:
+        show.json({"event": "result", "result": drained})
+    else:
+        _say_drained(drained)
+    return ExitStatus.DONE if drained.safe else ExitStatus.PENDING
+
+
+def _say_drained(drained: volume.DrainReport) -> None:
+    if drained.safe:
+        where = f": all it has is also on {', '.join(drained.holders)}" if drained.holders else ""
+        show.line(f"this node may be unplugged{where}")
+        if drained.text:
+            show.line(drained.text)
+        return
+    left = amount.count(drained.versions_left, "version")
+    show.line(f"not yet: {left}, {amount.size(drained.bytes_left)}, only on this node")
+    if drained.text:
+        show.line(drained.text)
+    show.aside("  try: tbshare drain (it waits)")
+
+
+def undrain(context: typer.Context, as_json: AsJson = False) -> int:
+    """Take part again after a drain."""
+    with connect(context) as client:
+        done = client.undrain()
+    if as_json:
+        show.json(done)
+    else:
+        show.line(done.text or "this node takes part again")
     return ExitStatus.DONE
 
 

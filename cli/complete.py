@@ -1,9 +1,13 @@
-"""Shell completion from the daemon: refs, nodes, ids. Quietly nothing when it is down."""
+"""Shell completion from the daemon: refs, nodes, ids, volumes, files. Quietly nothing when it is down."""
 
+import os
 from collections.abc import Callable
+
+import typer
 
 from tbshare.client import Client
 from tbshare.errors import TbshareError
+from tbshare.wire.where import Where, parse_where
 
 ANSWER_SECONDS = 0.5  # somebody waits with a finger on the tab key
 
@@ -26,6 +30,68 @@ def complete_node(incomplete: str) -> list[str]:
 def complete_id(incomplete: str) -> list[str]:
     """Return the ids of what goes on."""
     return _beginning(_asked(lambda client: [line.id for line in client.processes().processes]), incomplete)
+
+
+def complete_volume(incomplete: str) -> list[str]:
+    """Return the volumes that begin so."""
+    return _beginning(_asked(lambda client: [line.name for line in client.volume_list().volumes]), incomplete)
+
+
+def complete_snapshot(context: typer.Context, incomplete: str) -> list[str]:
+    """Return the snapshots of the volume that was typed before."""
+    name = str(context.params.get("name") or "").rstrip(":/")
+    return _beginning(
+        _asked(lambda client: [line.name for line in client.snapshot_list(name).snapshots]), incomplete
+    )
+
+
+def complete_where(incomplete: str) -> list[str]:
+    """Return the volumes of files that begin so, and once there is a colon, what is in the directory.
+
+    Without anything that fits, the files of this machine: an argument of cp may be either.
+    """
+    if parse_where(incomplete) is not None:
+        return _beginning(_asked(lambda client: _below(client, incomplete)), incomplete)
+    volumes = _asked(lambda client: [f"{line.name}:/" for line in client.volume_list().volumes if line.id])
+    return _beginning([*volumes, *_local(incomplete)], incomplete)
+
+
+def complete_ref_or_where(incomplete: str) -> list[str]:
+    """Return the refs and the places in volumes that begin so."""
+    if parse_where(incomplete) is not None:
+        return complete_where(incomplete)
+    volumes = _asked(lambda client: [f"{line.name}:/" for line in client.volume_list().volumes if line.id])
+    return [*complete_ref(incomplete), *_beginning(volumes, incomplete)]
+
+
+def _below(client: Client, incomplete: str) -> list[str]:
+    """Return what is in the directory that `incomplete` has reached."""
+    typed = incomplete if "/" in incomplete else f"{incomplete}/"
+    directory = parse_where(typed.rpartition("/")[0] + "/")
+    if directory is None:
+        return []
+    start = str(Where(directory.volume, directory.path, directory.snapshot))
+    start = start if start.endswith("/") else f"{start}/"
+    listed = client.file_list(directory)
+    slash = ("directory", "bundle")
+    return [
+        start + item.name.decode("utf-8", "surrogateescape") + ("/" if item.kind in slash else "")
+        for item in listed.items
+    ]
+
+
+def _local(incomplete: str) -> list[str]:
+    """Return the files of this machine that begin so."""
+    before, slash, start = incomplete.rpartition("/")
+    try:
+        with os.scandir((before or "/") if slash else ".") as found:
+            return [
+                before + slash + entry.name + ("/" if entry.is_dir() else "")
+                for entry in found
+                if entry.name.startswith(start) and (start or not entry.name.startswith("."))
+            ]
+    except OSError:
+        return []
 
 
 def _asked(question: Callable[[Client], list[str]]) -> list[str]:

@@ -13,7 +13,7 @@ import typer
 
 from tbshare.cli import show
 from tbshare.cli.examples import examples
-from tbshare.cli.models import AsJson
+from tbshare.cli.options import AsJson
 from tbshare.cli.session import home_of
 from tbshare.client import Client
 from tbshare.daemon.config import KEYS, Value, checked, load

@@ -15,7 +15,7 @@ import typer
 import tbshare
 from tbshare.cli import amount, show
 from tbshare.cli.examples import examples
-from tbshare.cli.models import AsJson
+from tbshare.cli.options import AsJson
 from tbshare.cli.session import home_of
 from tbshare.client import Client, socket_path
 from tbshare.daemon.config import load

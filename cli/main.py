@@ -30,14 +30,25 @@ class Entry(NamedTuple):
 COMMANDS = {
     "push": Entry("models", "models", "put a model on every node"),
     "pull": Entry("models", "models", "fetch a ref here and pin it"),
-    "ls": Entry("models", "models", "list refs"),
-    "show": Entry("models", "models", "what a ref is, where, and who holds it"),
+    "ls": Entry("models", "models", "list refs, or files of a volume"),
+    "show": Entry("models", "models", "what a ref or file is, where, and who holds it"),
     "path": Entry("models", "models", "a read-only directory of a ref, for any engine"),
-    "rm": Entry("models", "models", "remove a ref everywhere"),
-    "pin": Entry("models", "models", "keep a ref on this node"),
+    "rm": Entry("models", "models", "remove a ref, or files of a volume, everywhere"),
+    "pin": Entry("models", "models", "keep a ref or file on this node"),
     "unpin": Entry("models", "models", "take a pin back"),
-    "evict": Entry("models", "models", "free a ref's bytes on this node"),
-    "volume": Entry("care", "models", "volume ls"),
+    "evict": Entry("models", "models", "free the bytes of a ref or file on this node"),
+    "volume": Entry("volumes", "files", "volume create, ls, show, set, rm, restore"),
+    "cp": Entry("files", "files", "copy files into, out of or inside volumes"),
+    "mv": Entry("files", "files", "move files of a volume"),
+    "cat": Entry("files", "files", "write a file of a volume to stdout"),
+    "mkdir": Entry("files", "files", "make a directory in a volume"),
+    "history": Entry("versions", "files", "all versions of a file"),
+    "restore": Entry("versions", "files", "make an earlier version the newest"),
+    "conflicts": Entry("versions", "files", "what stands side by side"),
+    "resolve": Entry("versions", "files", "choose one of several versions"),
+    "locks": Entry("versions", "files", "who has what open for writing"),
+    "snapshot": Entry("volumes", "files", "snapshot create, ls, rm"),
+    "watch": Entry("versions", "files", "changes of a volume, as they come"),
     "run": Entry("running", "run", "answer a prompt from mapped weights"),
     "ps": Entry("running", "run", "what goes on, with ids"),
     "stop": Entry("running", "run", "stop a transfer or run"),
@@ -48,6 +59,8 @@ COMMANDS = {
     "pair": Entry("cluster", "cluster", "let a node join, with one code"),
     "node": Entry("cluster", "cluster", "node ls, node rename"),
     "status": Entry("cluster", "cluster", "what needs attention"),
+    "drain": Entry("cluster", "cluster", "until this node may be unplugged"),
+    "undrain": Entry("cluster", "cluster", "take part again"),
     "du": Entry("care", "care", "what the store takes"),
     "gc": Entry("care", "care", "free what nothing needs"),
     "verify": Entry("care", "care", "hash everything again"),
@@ -57,7 +70,13 @@ COMMANDS = {
     "completion": Entry("about", "care", "completion script of a shell"),
 }
 
-SUBCOMMANDS = ("ls", "rename", "get", "set", "edit")
+SUBCOMMANDS = ("ls", "rename", "get", "set", "edit", "create", "show", "rm", "restore")
+GROUPS = ("node", "config", "volume", "snapshot")
+# these take paths, which may have bytes that are not UTF-8
+PATH_COMMANDS = (
+    "ls", "show", "rm", "pin", "unpin", "evict", "volume", "cp", "mv", "cat", "mkdir", "history", "restore",
+    "resolve", "watch",
+)  # fmt: skip
 
 FIRST_DAY = (
     ("up", "start this node's daemon"),
@@ -107,11 +126,13 @@ def _failed(error: TbshareError) -> int:
 def _run(words: list[str]) -> int:
     """Do what the words say; TbshareError, KeyboardInterrupt and our own mistakes come out."""
     if COMPLETE_VARIABLE in os.environ:
+        _take_line()
         return invoke(words, home_directory())
-    for word in words:
-        if "\x00" in word or not _is_text(word):
-            raise UsageError(f"an argument is not valid UTF-8 text: {word!r}", cure="tbshare --help")
     words, home = _take_home(words)
+    bytes_pass = bool(words) and words[0] in PATH_COMMANDS
+    for word in [*words, home]:
+        if "\x00" in word or not (bytes_pass or _is_text(word)):
+            raise UsageError(f"an argument is not valid UTF-8 text: {word!r}", cure="tbshare --help")
     if not words:
         show.block(first_day())
         return ExitStatus.DONE
@@ -127,6 +148,22 @@ def _run(words: list[str]) -> int:
             raise UsageError(f"no such command: {word}{_nearest(word)}", cure="tbshare --help")
         case _:
             return invoke(words, home)
+
+
+def _take_line() -> None:
+    """Give typer the words of the line that bash has so far; bash itself would cut them at each colon."""
+    line = os.environ.get("COMP_LINE")
+    if line is None:
+        return
+    import shlex
+
+    begun = f"{line}x"  # so that a word that is only about to begin counts, too
+    try:
+        words = shlex.split(begun)
+    except ValueError:  # a quotation that is not at its end
+        words = begun.split()
+    os.environ["COMP_WORDS"] = line
+    os.environ["COMP_CWORD"] = str(len(words) - 1)
 
 
 def _is_text(word: str) -> bool:
@@ -199,7 +236,7 @@ def _refusal(error: Exception) -> str:
 def _help_of(words: list[str]) -> str:
     """Return the command that explains the one that was refused."""
     group = words[0] if words else ""
-    second = words[1] if len(words) > 1 and words[1] in SUBCOMMANDS else ""
+    second = words[1] if group in GROUPS and len(words) > 1 and words[1] in SUBCOMMANDS else ""
     return " ".join(["tbshare", *filter(None, (group, second)), "--help"])
 
 
@@ -220,8 +257,8 @@ def overview() -> str:
         "  --home DIRECTORY   the node's home; else $TBSHARE_HOME, else ~/.tbshare",
         "  --version          same as tbshare version",
         "",
-        "tbshare COMMAND --help shows its options and examples; tbshare help TOPIC explains refs, exit, pairing,",
-        "space and nas.",
+        "tbshare COMMAND --help shows its options and examples; tbshare help TOPIC explains refs, volumes, exit,",
+        "pairing, space and nas.",
     ]
     return "\n".join(lines)
 

@@ -1,4 +1,4 @@
-"""Models: push, pull, ls, show, path, rm, pin, unpin, evict."""
+"""Models: push, pull, ls, show, path, rm, pin, unpin, evict. Files of a volume take some of these words too."""
 
 import os
 import shlex
@@ -8,16 +8,23 @@ from typing import Annotated
 import typer
 
 from tbshare.cli import amount, hub, show
-from tbshare.cli.complete import complete_node, complete_ref
+from tbshare.cli.complete import complete_node, complete_ref, complete_ref_or_where
 from tbshare.cli.examples import examples
+from tbshare.cli.options import AsJson, AsJsonLines
+from tbshare.cli.place import looks_like_path, ref_or_place, source
 from tbshare.cli.session import connect
 from tbshare.cli.watch import TransferWatch, closing_lines
-from tbshare.errors import ExitStatus, InputRefused, UsageError
+from tbshare.errors import ExitStatus, UsageError
 from tbshare.wire import local, report
+from tbshare.wire.where import Where
 
 Ref = Annotated[str, typer.Argument(metavar="REF", help="[VOLUME:]name[@rev]", autocompletion=complete_ref)]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-AsJsonLines = Annotated[bool, typer.Option("--json", help="Print JSON, one object a line.")]
+RefOrPlace = Annotated[
+    str,
+    typer.Argument(
+        metavar="REF|VOLUME:/PATH", help="A ref, or a file of a volume.", autocompletion=complete_ref_or_where
+    ),
+]
 To = Annotated[
     list[str] | None,
     typer.Option("--to", metavar="NODES", help="Only these: a,b or repeated.", autocompletion=complete_node),
@@ -40,15 +47,18 @@ def register(app: typer.Typer) -> None:
         ),
     )(push)
     app.command("pull", epilog=examples("pull llama-70b", "pull llama-70b@2 --limit 100M"))(pull)
-    app.command("ls", epilog=examples("ls", "ls mlx-community/", "ls --all --json"))(list_refs)
-    app.command("show", epilog=examples("show llama-70b", "show ./llama-70b", "show llama-70b@1 --json"))(show_ref)
+    app.command("ls", epilog=examples("ls", "ls mlx-community/", "ls --json", "ls -l film:/reels"))(list_refs)
+    app.command(
+        "show",
+        epilog=examples("show llama-70b", "show ./llama-70b", "show llama-70b@1 --json", "show film:/cut.prproj"),
+    )(show_ref)
     app.command("path", epilog=examples("path llama-70b", 'mlx_lm.generate --model "$(tbshare path llama-70b)"'))(
         path
     )
-    app.command("rm", epilog=examples("rm llama-70b@1", "rm llama-70b@1 --yes"))(remove)
-    app.command("pin", epilog=examples("pin llama-70b"))(pin)
-    app.command("unpin", epilog=examples("unpin llama-70b"))(unpin)
-    app.command("evict", epilog=examples("evict llama-70b"))(evict)
+    app.command("rm", epilog=examples("rm llama-70b@1", "rm llama-70b@1 --yes", "rm -r film:/reels/old"))(remove)
+    app.command("pin", epilog=examples("pin llama-70b", "pin film:/reels"))(pin)
+    app.command("unpin", epilog=examples("unpin llama-70b", "unpin film:/reels"))(unpin)
+    app.command("evict", epilog=examples("evict llama-70b", "evict film:/reels/day-1"))(evict)
 
 
 def push(  # noqa: PLR0913, PLR0917  (typer makes an option of each)
@@ -165,19 +175,37 @@ def _say_end(
 def list_refs(
     context: typer.Context,
     prefix: Annotated[
-        str, typer.Argument(metavar="[PREFIX]", help="Only refs that begin so.", autocompletion=complete_ref)
+        str,
+        typer.Argument(
+            metavar="[PREFIX|VOLUME:/PATH]",
+            help="Only refs that begin so; or what is there in a volume.",
+            autocompletion=complete_ref_or_where,
+        ),
     ] = "",
-    all_revs: Annotated[bool, typer.Option("--all", "-a", help="Older revs too.")] = False,
+    all_revs: Annotated[
+        bool, typer.Option("--all", "-a", help="Older revs too; names that begin with a dot.")
+    ] = False,
+    long: Annotated[bool, typer.Option("--long", "-l", help="Of files: mode, owner, size, time, copies.")] = False,
     as_json: AsJson = False,
 ) -> int:
-    """List the refs of the cluster: what, how big, what is here, who has it."""
+    """List the refs of the cluster, or the files of a volume: what, how big, who has it."""
+    if isinstance(where := ref_or_place(prefix), Where):
+        from tbshare.cli import files
+
+        return files.list_files(context, where, long=long, dotted=all_revs, as_json=as_json)
     with connect(context) as client:
         refs = client.ref_list(prefix, all_revs=all_revs)
     if as_json:
         show.json(refs)
     elif refs.refs:
         rows = [
-            [line.ref, amount.size(line.size_bytes), here_text(line), ", ".join(line.on) or "nobody", day(line)]
+            [
+                line.ref,
+                amount.size(line.size_bytes),
+                here_text(line),
+                ", ".join(line.on) or "nobody",
+                day(line),
+            ]
             for line in refs.refs
         ]
         show.table(["REF", "SIZE", "HERE", "WHOLE ON", "WHEN"], rows, right=[1])
@@ -189,14 +217,23 @@ def list_refs(
 def show_ref(
     context: typer.Context,
     what: Annotated[
-        str, typer.Argument(metavar="REF|PATH", help="A ref, or a path.", autocompletion=complete_ref)
+        str,
+        typer.Argument(
+            metavar="REF|PATH|VOLUME:/PATH",
+            help="A ref, a path, or a file of a volume.",
+            autocompletion=complete_ref_or_where,
+        ),
     ],
     all_files: Annotated[
         bool, typer.Option("--all", "-a", help=f"More than {local.FILES_SHOWN} files too.")
     ] = False,
     as_json: AsJson = False,
 ) -> int:
-    """Show what a ref is, where it lies, and who holds how much of it."""
+    """Show what a ref or a file of a volume is, where it lies, and who holds how much of it."""
+    if isinstance(where := ref_or_place(what), Where):
+        from tbshare.cli import files
+
+        return files.show_file(context, where, as_json=as_json)
     files_max = 1 << 40 if all_files else local.FILES_SHOWN
     if looks_like_path(what):
         params = local.ShowParams(path=source(what), files_max=files_max)
@@ -257,11 +294,32 @@ def path(context: typer.Context, ref: Ref, allow_code: AllowCode = False, as_jso
 
 def remove(
     context: typer.Context,
-    ref: Ref,
+    what: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="REF|VOLUME:/PATH",
+            help="A ref, or files of volumes.",
+            autocompletion=complete_ref_or_where,
+        ),
+    ],
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    recursive: Annotated[
+        bool, typer.Option("--recursive", "-r", "-R", help="Directories, with all below them.")
+    ] = False,
     as_json: AsJson = False,
 ) -> int:
-    """Remove a ref everywhere. Its bytes are freed after the grace time."""
+    """Remove a ref, or files of a volume, everywhere. Bytes of a ref are freed after the grace time."""
+    wheres = [where for text in what if isinstance(where := ref_or_place(text), Where)]
+    if len(wheres) == len(what):
+        from tbshare.cli import files
+
+        return files.remove_files(context, wheres, recursive=recursive, as_json=as_json)
+    if len(what) > 1:
+        raise UsageError("rm takes one ref, or files of volumes", cure="tbshare rm --help")
+    return _remove_ref(context, what[0], yes=yes, as_json=as_json)
+
+
+def _remove_ref(context: typer.Context, ref: str, *, yes: bool, as_json: bool) -> int:
     with connect(context) as client:
         if not yes:
             plan = client.remove(ref, yes=False)
@@ -285,24 +343,24 @@ def remove(
     return ExitStatus.DONE
 
 
-def pin(context: typer.Context, ref: Ref, as_json: AsJson = False) -> int:
-    """Keep a ref on this node until it is unpinned."""
+def pin(context: typer.Context, what: RefOrPlace, as_json: AsJson = False) -> int:
+    """Keep a ref, or what is at a place in a volume, on this node until it is unpinned."""
     with connect(context) as client:
-        kept = client.pin(ref)
+        kept = client.pin(ref_or_place(what))
     return _say_kept(kept, f"{kept.ref} is pinned here", as_json=as_json)
 
 
-def unpin(context: typer.Context, ref: Ref, as_json: AsJson = False) -> int:
+def unpin(context: typer.Context, what: RefOrPlace, as_json: AsJson = False) -> int:
     """Take back a pin; the bytes stay until something else needs the room."""
     with connect(context) as client:
-        kept = client.unpin(ref)
+        kept = client.unpin(ref_or_place(what))
     return _say_kept(kept, f"{kept.ref} is no longer pinned here", as_json=as_json)
 
 
-def evict(context: typer.Context, ref: Ref, as_json: AsJson = False) -> int:
-    """Free a ref's bytes on this node; never the last copy."""
+def evict(context: typer.Context, what: RefOrPlace, as_json: AsJson = False) -> int:
+    """Free the bytes of a ref, or of what is at a place in a volume, on this node; never the last copy."""
     with connect(context) as client:
-        kept = client.evict(ref)
+        kept = client.evict(ref_or_place(what))
     text = f"{kept.ref} is no longer here; freed {amount.size(kept.bytes_freed)}"
     return _say_kept(kept, text, as_json=as_json)
 
@@ -319,19 +377,6 @@ def words(values: list[str] | None) -> list[str]:
     """Return `a,b` and repeated values as one list, each once."""
     split = [word.strip() for value in values or [] for word in value.split(",")]
     return list(dict.fromkeys(word for word in split if word))
-
-
-def looks_like_path(text: str) -> bool:
-    """Whether an argument is a path and no ref: it begins with a dot or a slash, or is there."""
-    return text.startswith((".", "/", "~/")) or os.path.lexists(text)
-
-
-def source(text: str) -> str:
-    """Return the absolute path; InputRefused when nothing is there."""
-    chosen = os.path.abspath(os.path.expanduser(text))
-    if not os.path.lexists(chosen):
-        raise InputRefused(f"no such file or directory: {text}", cure=f"ls {os.path.dirname(chosen)}")
-    return chosen
 
 
 def hf_cache_directory() -> str:

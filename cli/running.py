@@ -9,7 +9,8 @@ import typer
 from tbshare.cli import amount, show
 from tbshare.cli.complete import complete_id
 from tbshare.cli.examples import examples
-from tbshare.cli.models import AllowCode, AsJson, AsJsonLines, Ref, finish
+from tbshare.cli.models import AllowCode, Ref, finish
+from tbshare.cli.options import AsJson, AsJsonLines
 from tbshare.cli.session import connect
 from tbshare.cli.watch import TransferWatch
 from tbshare.errors import ExitStatus, InputRefused, Interrupted, ModelRefused, UsageError

@@ -13,11 +13,13 @@ import time
 import unicodedata
 from collections.abc import Callable, Generator, Sequence
 from types import TracebackType
-from typing import Self, TextIO
+from typing import Self, TextIO, cast
 
 import msgspec
 
 from tbshare.errors import TbshareError
+from tbshare.wire.files import Xattr
+from tbshare.wire.where import Where
 
 FRAME_SECONDS = 0.1  # between two drawings on a terminal
 PLAIN_SECONDS = 2.0  # between two lines where there is no terminal
@@ -32,9 +34,19 @@ def printable(text: str) -> str:
     return "".join(letter if letter.isprintable() else _escaped(letter) for letter in text)
 
 
+def name(data: bytes) -> str:
+    """Return a file's name or path as text to print; bytes that are no UTF-8 stand as hex escapes."""
+    return data.decode("utf-8", "backslashreplace")
+
+
 def line(text: str = "") -> None:
     """Print one line of the answer."""
     _write(sys.stdout, printable(text) + "\n")
+
+
+def lines(texts: Sequence[str]) -> None:
+    """Print lines of the answer, many of them at once."""
+    _write(sys.stdout, "".join(printable(text) + "\n" for text in texts))
 
 
 def prose(text: str) -> None:
@@ -54,10 +66,54 @@ def block(text: str) -> None:
     _write(sys.stdout, text.rstrip("\n") + "\n")
 
 
+def raw(data: bytes) -> None:
+    """Write bytes of a file as they are."""
+    stream: TextIO | None = sys.stdout
+    if stream is not None:
+        with _said(stream):
+            stream.buffer.write(data)
+
+
 def json(value: object) -> None:
-    """Print one JSON object on one line, at once: whoever reads a stream waits for it."""
-    _write(sys.stdout, msgspec.json.encode(value).decode() + "\n")
+    """Print one JSON object on one line, at once: whoever reads a stream waits for it.
+
+    Names and paths are bytes: as text they keep what is not UTF-8 as lone surrogates, from which Python's
+    `os.fsencode` makes the bytes again. A place in a volume is one text, the value of an attribute is base64.
+    """
+    plain = _plain(value)
+    try:
+        text = msgspec.json.encode(plain).decode()
+    except UnicodeEncodeError:
+        import json as standard
+
+        text = standard.dumps(plain, separators=(",", ":"))
+    _write(sys.stdout, text + "\n")
     _flush(sys.stdout)
+
+
+def _plain(value: object) -> object:
+    """Return the value made of what JSON has."""
+    plain: object = value
+    match value:
+        case bytes():
+            plain = value.decode("utf-8", "surrogateescape")
+        case Where():
+            plain = str(value)
+        case Xattr():
+            text: object = msgspec.to_builtins(value.value)
+            plain = {"name": _plain(value.name), "value": text}
+        case msgspec.Struct():
+            fields = {name: _plain(getattr(value, name)) for name in value.__struct_fields__}
+            tag = value.__struct_config__.tag
+            plain = {str(value.__struct_config__.tag_field): tag, **fields} if tag else fields
+        case list():
+            plain = [_plain(each) for each in cast("list[object]", value)]
+        case dict():
+            named = cast("dict[str, object]", value)
+            plain = {key: _plain(each) for key, each in named.items()}
+        case _:
+            pass
+    return plain
 
 
 def failure(error: TbshareError) -> None:
@@ -70,6 +126,7 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequ
     """Print columns; those numbered in `right` are flush right."""
     cells = [[printable(cell) for cell in row] for row in (headings, *rows)]
     widths = [max(width(row[column]) for row in cells) for column in range(len(headings))]
+    lines: list[str] = []
     for row in cells:
         padded = [
             " " * (widths[column] - width(cell)) + cell
@@ -77,7 +134,8 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequ
             else cell + " " * (widths[column] - width(cell))
             for column, cell in enumerate(row)
         ]
-        _write(sys.stdout, "  ".join(padded).rstrip() + "\n")
+        lines.append("  ".join(padded).rstrip() + "\n")
+    _write(sys.stdout, "".join(lines))  # at once: a directory may have thousands
 
 
 def ask(question: str) -> bool:

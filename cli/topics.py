@@ -14,6 +14,31 @@ the same content makes none and moves nothing. A revision of Hugging Face is kep
 
 An argument that begins with . or /, or that exists as a file, is a path and no ref.
 """,
+    "volumes": """\
+A volume is a namespace over all nodes. Its mode says who may write:
+
+  models   publish once: tbshare push makes refs in it; nothing changes afterwards
+  media    every node reads and writes; every save is a version
+  owner    one node writes, the others read
+
+A file or directory of it is VOLUME:/path; as it was in a snapshot, VOLUME@SNAPSHOT:/path.
+
+Forks. Nodes that cannot reach each other go on working. What both saved meanwhile is all kept: one version
+has the name, the others stand beside it as `name (from NODE, 2026-11-23 14.05).ext` and in tbshare conflicts.
+Nothing is merged and no clock decides; tbshare resolve says which has the name, the others stay in the
+history. Equal bytes are no fork. Who edits a file that another deletes keeps it. A package (.fcpbundle, .drp,
+.logicx ...) forks as a whole.
+
+Leases (tbshare locks). While nodes reach each other, who has a file open for writing holds its lease, and
+others get an error or a read-only file (volume set --locked). It ends by itself 10 seconds after its node is
+gone. No safety rests on it: where it fails there is a fork, and no loss.
+
+History. Every save is kept for 30 days, at most 10 % of the disk, oldest given up first; the newest save
+always. tbshare history and restore work for deleted files too. A snapshot keeps what it names.
+
+Copies. A save is `local` until other nodes have it, then `2 copies` and so on, then `everywhere`. tbshare
+drain waits until nothing is only on this node.
+""",
     "exit": """\
 Exit status
 

@@ -5,7 +5,7 @@ from typing import Self
 
 from tbshare.cli import amount, show
 from tbshare.errors import Interrupted
-from tbshare.wire import report
+from tbshare.wire import files, report, volume
 
 MOVED_LEAST_BYTES = 1_000_000  # below this a speed says how long the talking took, not how fast the lanes are
 BAR_COLUMNS = 20
@@ -49,6 +49,11 @@ class TransferWatch:
             case report.Checked():
                 text = checked_line(event)
                 self._progress.update(lambda columns: [text], lambda: text)
+            case files.Copying():
+                self._copying(event)
+            case volume.Draining():
+                text = draining_line(event)
+                self._progress.update(lambda columns: [text], lambda: text)
             case _:
                 self._say(event)
 
@@ -91,6 +96,13 @@ class TransferWatch:
             lambda columns: [text, *([f"  {event.path}"] if event.path else [])], lambda: text, changed=done
         )
 
+    def _copying(self, event: files.Copying) -> None:
+        if not event.bytes_total and not event.bytes_done:
+            return  # it has only begun to count
+        done = event.bytes_total > 0 and event.bytes_done >= event.bytes_total
+        text = copying_line(event)
+        self._progress.update(lambda columns: copying_lines(event, columns), lambda: text, changed=done)
+
     def _transfer(self, event: report.Nodes) -> None:
         self._nodes = {node.id: node for node in event.nodes}
         rates = [source.rate for node in event.nodes for source in node.sources]
@@ -100,6 +112,46 @@ class TransferWatch:
         self._progress.update(
             lambda columns: node_lines(event.nodes, columns), lambda: plain_line(event.nodes), changed=changed
         )
+
+
+def copying_lines(event: files.Copying, columns: int) -> list[str]:
+    """Return the bar of a copy, and the file it is at."""
+    text = copying_line(event)
+    if columns >= BAR_LEAST_TERMINAL and event.bytes_total:
+        text = f"{_bar(event.bytes_done / event.bytes_total)}  {text}"
+    return [text, *([f"  {show.name(event.path)}"] if event.path else [])]
+
+
+def copying_line(event: files.Copying) -> str:
+    """Say how far a copy is."""
+    if not event.bytes_total:
+        return f"copying {amount.size(event.bytes_done)}"
+    parts = [f"copying {amount.size(event.bytes_done)} of {amount.size(event.bytes_total)}"]
+    if event.files_total > 1:
+        parts.append(f"{event.files_done} of {amount.count(event.files_total, 'file')}")
+    if event.rate > 0:
+        parts.append(amount.rate(event.rate))
+        left = (event.bytes_total - event.bytes_done) / event.rate
+        if left >= 1:
+            parts.append(f"{amount.duration(left)} left")
+    return ", ".join(parts)
+
+
+def draining_line(event: volume.Draining) -> str:
+    """Say what is still only on this node."""
+    text = f"{amount.size(event.bytes_left)} in {amount.count(event.versions_left, 'version')} only here"
+    if event.entries_left:
+        text += f", {event.entries_left} changes of names"
+    if event.rate > 0:
+        text += f", {amount.rate(event.rate)}"
+    if event.eta_seconds is not None:
+        text += f", {amount.duration(event.eta_seconds)} left"
+    return f"{text}; {event.text}" if event.text else text
+
+
+def _bar(share: float) -> str:
+    full = int(BAR_COLUMNS * min(share, 1.0))
+    return "█" * full + "░" * (BAR_COLUMNS - full)
 
 
 def ingest_line(event: report.Ingest) -> str:
@@ -134,8 +186,7 @@ def _node_line(node: report.NodeProgress, names: int, columns: int) -> str:
     parts = [name]
     if columns >= BAR_LEAST_TERMINAL:
         share = node.bytes_present / node.bytes_total if node.bytes_total else float(node.state == "durable")
-        full = int(BAR_COLUMNS * min(share, 1.0))
-        parts.append("█" * full + "░" * (BAR_COLUMNS - full))
+        parts.append(_bar(share))
     parts.append(f"{amount.percent(node.bytes_present, node.bytes_total):>5}")
     if node.state == "fetching":
         parts.append(f"{amount.size(node.bytes_present)} of {amount.size(node.bytes_total)}")

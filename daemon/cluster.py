@@ -12,6 +12,7 @@ from tbshare import __version__
 from tbshare.content.ref import is_part
 from tbshare.daemon.control import Emit
 from tbshare.daemon.service import Service, own_name
+from tbshare.daemon.volume_attention import volume_attention
 from tbshare.errors import PairingFailed, TbshareError, UsageError
 from tbshare.peers import discovery
 from tbshare.peers.mesh import split_address
@@ -128,8 +129,9 @@ class Cluster:
         nodes = (await self.node_list()).nodes
         state = await service.mesh.state()
         free, _ = disk.free_bytes(service.store.home.root)
+        of_volumes = await trio.to_thread.run_sync(volume_attention, service)
         return StatusReport(
-            attention=self._attention(nodes, free),
+            attention=[*self._attention(nodes, free), *of_volumes],
             node=nodes[0],
             nodes=nodes[1:],
             cluster=service.log.cluster.hex(),

@@ -22,13 +22,15 @@ import trio
 
 from tbshare import __version__
 from tbshare.errors import FormatInvalid, PeerError, StoreUnusable, TbshareError, UsageError
-from tbshare.wire import local, report
+from tbshare.wire import files, local, report, volume
 from tbshare.wire.envelope import Opener, seal
 from tbshare.wire.limits import ENVELOPE_BYTES_MAX
+from tbshare.wire.parts import Params, Result
 
 CLIENTS_MAX = 64  # a mount and some terminals; more is a loop in somebody's script
 CALLS_MAX = 32  # of one client at once
-EVENTS_WAITING = 256  # for one client; a few hundred bytes each
+EVENTS_WAITING = 256  # for one client; a few hundred bytes each, but for the chunks of a file
+EVENT_BYTES_WAITING = 4 * 1024 * 1024
 RECEIVE_BYTES = 1 << 16
 FLUSH_SECONDS = 1.0  # what was answered still goes out when the daemon stops
 
@@ -60,7 +62,6 @@ class Handlers(Protocol):
     async def pin(self, params: local.RefParams, emit: Emit) -> report.KeepReport: ...
     async def unpin(self, params: local.RefParams, emit: Emit) -> report.KeepReport: ...
     async def evict(self, params: local.RefParams, emit: Emit) -> report.KeepReport: ...
-    async def volume_list(self, params: local.VolumeListParams, emit: Emit) -> report.VolumeList: ...
     async def gc(self, params: local.GcParams, emit: Emit) -> report.GcReport: ...
     async def verify(self, params: local.VerifyParams, emit: Emit) -> report.VerifyReport: ...
     async def du(self, params: local.DuParams, emit: Emit) -> report.DiskUse: ...
@@ -70,6 +71,31 @@ class Handlers(Protocol):
     async def run(self, params: local.RunParams, emit: Emit) -> report.RunReport: ...
     async def shutdown(self, params: local.ShutdownParams, emit: Emit) -> report.Done: ...
     async def log_level(self, params: local.LogLevelParams, emit: Emit) -> report.Done: ...
+    async def volume_list(self, params: volume.VolumeListParams, emit: Emit) -> volume.VolumeList: ...
+    async def volume_show(self, params: volume.VolumeNameParams, emit: Emit) -> volume.VolumeReport: ...
+    async def volume_create(self, params: volume.VolumeCreateParams, emit: Emit) -> volume.VolumeMade: ...
+    async def volume_set(self, params: volume.VolumeSetParams, emit: Emit) -> volume.VolumeReport: ...
+    async def volume_remove(self, params: volume.VolumeRemoveParams, emit: Emit) -> volume.VolumeRemoved: ...
+    async def volume_restore(self, params: volume.VolumeNameParams, emit: Emit) -> volume.VolumeReport: ...
+    async def file_list(self, params: files.FileListParams, emit: Emit) -> files.FileList: ...
+    async def file_stat(self, params: files.FileStatParams, emit: Emit) -> files.FileStat: ...
+    async def file_show(self, params: files.FileStatParams, emit: Emit) -> files.FileReport: ...
+    async def file_read(self, params: files.FileReadParams, emit: Emit) -> files.FileRead: ...
+    async def file_copy(self, params: files.FileCopyParams, emit: Emit) -> files.CopyReport: ...
+    async def file_move(self, params: files.FileMoveParams, emit: Emit) -> files.FileStat: ...
+    async def file_remove(self, params: files.FileRemoveParams, emit: Emit) -> files.FileRemoved: ...
+    async def file_mkdir(self, params: files.FileMkdirParams, emit: Emit) -> files.FileStat: ...
+    async def history(self, params: files.HistoryParams, emit: Emit) -> files.History: ...
+    async def restore(self, params: files.RestoreParams, emit: Emit) -> files.Restored: ...
+    async def conflicts(self, params: volume.ConflictsParams, emit: Emit) -> volume.ConflictList: ...
+    async def resolve(self, params: volume.ResolveParams, emit: Emit) -> volume.Resolved: ...
+    async def locks(self, params: volume.LocksParams, emit: Emit) -> volume.LockList: ...
+    async def snapshot_create(self, params: volume.SnapshotParams, emit: Emit) -> volume.Snapshot: ...
+    async def snapshot_list(self, params: volume.SnapshotListParams, emit: Emit) -> volume.SnapshotList: ...
+    async def snapshot_remove(self, params: volume.SnapshotParams, emit: Emit) -> volume.Snapshot: ...
+    async def watch(self, params: volume.WatchParams, emit: Emit) -> report.Done: ...
+    async def drain(self, params: volume.DrainParams, emit: Emit) -> volume.DrainReport: ...
+    async def undrain(self, params: volume.UndrainParams, emit: Emit) -> report.Done: ...
 
 
 async def serve(
@@ -193,6 +219,7 @@ class _Outbox:
 
     def __init__(self) -> None:
         self._waiting: dict[object, bytes] = {}  # by order of first put; a newer progress takes the older's place
+        self._waiting_bytes = 0
         self._number = 0
         self._filled = trio.Event()
         self._room = trio.Event()
@@ -210,13 +237,21 @@ class _Outbox:
         self._number += 1
         replaceable = isinstance(event, report.REPLACEABLE)
         key: object = (identifier, type(event)) if replaceable else self._number
-        while key not in self._waiting and len(self._waiting) >= EVENTS_WAITING:
-            self._room = trio.Event()
+        while key not in self._waiting and self._full(len(data)):
+            if self._room.is_set():  # else somebody waits for this one already
+                self._room = trio.Event()
             await self._room.wait()
         self._add(key, data)
         await trio.lowlevel.checkpoint()
 
+    def _full(self, size: int) -> bool:
+        """Whether an event of this size has to wait; one alone never does."""
+        if not self._waiting:
+            return False
+        return len(self._waiting) >= EVENTS_WAITING or self._waiting_bytes + size > EVENT_BYTES_WAITING
+
     def _add(self, key: object, data: bytes) -> None:
+        self._waiting_bytes += len(data) - len(self._waiting.get(key, b""))
         self._waiting[key] = data
         self._filled.set()
 
@@ -234,7 +269,9 @@ class _Outbox:
     async def _send_waiting(self, stream: trio.SocketStream) -> None:
         while self._waiting or self._rest:
             if not self._rest:
-                self._rest = memoryview(seal(self._waiting.pop(next(iter(self._waiting)))))
+                data = self._waiting.pop(next(iter(self._waiting)))
+                self._waiting_bytes -= len(data)
+                self._rest = memoryview(seal(data))
                 self._room.set()
             sent = await stream.socket.send(self._rest)  # cancelled, it has sent nothing
             self._rest = self._rest[sent:]
@@ -290,7 +327,7 @@ class _Calls:
         finally:
             self._running.discard(request.id)
 
-    async def _run(self, request: local.Request) -> report.Result:
+    async def _run(self, request: local.Request) -> Result:
         kind, _ = local.METHODS[request.method]
         try:
             params = msgspec.msgpack.decode(request.params, type=kind)
@@ -302,7 +339,7 @@ class _Calls:
         async def emit(event: report.AnyEvent) -> None:
             await self._outbox.put_event(request.id, event)
 
-        method: Callable[[local.Params, Emit], Awaitable[report.Result]] = getattr(self._handlers, request.method)
+        method: Callable[[Params, Emit], Awaitable[Result]] = getattr(self._handlers, request.method)
         return await method(params, emit)
 
     def _succeed(self, identifier: int, data: bytes) -> None:

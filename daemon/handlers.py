@@ -6,14 +6,20 @@ import logging
 
 import trio
 
+from tbshare.daemon.changes import Watching
 from tbshare.daemon.cluster import Cluster
 from tbshare.daemon.control import Emit
+from tbshare.daemon.copying import Copies
+from tbshare.daemon.drain import Drain
+from tbshare.daemon.files import Files
 from tbshare.daemon.keep import Keep
+from tbshare.daemon.kept_files import KeptFiles
 from tbshare.daemon.pushes import Pushes
 from tbshare.daemon.refs import Refs
 from tbshare.daemon.runs import Runs
 from tbshare.daemon.service import Service
-from tbshare.wire import local, report
+from tbshare.daemon.volumes import VolumesOfNode
+from tbshare.wire import files, local, report, volume
 
 
 class NodeHandlers:
@@ -26,6 +32,12 @@ class NodeHandlers:
         self.refs = Refs(service)
         self.keep = Keep(service, self.refs)
         self.runs = Runs(service, self.refs)
+        self.volumes = VolumesOfNode(service)
+        self.files = Files(service)
+        self.copies = Copies(service, self.files)
+        self.watching = Watching(service, self.files)
+        self.kept_files = KeptFiles(service, self.files)
+        self.drains = Drain(service)
 
     async def run_tasks(self) -> None:
         """Own the tasks that outlive a request; for ever."""
@@ -67,16 +79,19 @@ class NodeHandlers:
         return await self.refs.remove(params)
 
     async def pin(self, params: local.RefParams, emit: Emit) -> report.KeepReport:
+        if params.where is not None:
+            return await self.kept_files.pin(params.where)
         return await self.refs.pin(params.ref)
 
     async def unpin(self, params: local.RefParams, emit: Emit) -> report.KeepReport:
+        if params.where is not None:
+            return await self.kept_files.unpin(params.where)
         return await self.refs.unpin(params.ref)
 
     async def evict(self, params: local.RefParams, emit: Emit) -> report.KeepReport:
+        if params.where is not None:
+            return await self.kept_files.evict(params.where)
         return await self.refs.evict(params.ref)
-
-    async def volume_list(self, params: local.VolumeListParams, emit: Emit) -> report.VolumeList:
-        return await self.refs.volume_list()
 
     async def gc(self, params: local.GcParams, emit: Emit) -> report.GcReport:
         return await self.keep.gc(params)
@@ -108,3 +123,83 @@ class NodeHandlers:
     async def log_level(self, params: local.LogLevelParams, emit: Emit) -> report.Done:
         logging.getLogger("tbshare").setLevel(params.level.upper())
         return report.Done(params.level)
+
+    async def volume_list(self, params: volume.VolumeListParams, emit: Emit) -> volume.VolumeList:
+        return await self.volumes.listed(params)
+
+    async def volume_show(self, params: volume.VolumeNameParams, emit: Emit) -> volume.VolumeReport:
+        return await self.volumes.show(params.name)
+
+    async def volume_create(self, params: volume.VolumeCreateParams, emit: Emit) -> volume.VolumeMade:
+        made, already = await self.volumes.create(params)
+        copied = None
+        if params.source:
+            copied = await self.copies.take_in(made.name, params.source, move=params.move, emit=emit)
+        return volume.VolumeMade((await self.volumes.show(made.name)).volume, already, copied)
+
+    async def volume_set(self, params: volume.VolumeSetParams, emit: Emit) -> volume.VolumeReport:
+        return await self.volumes.set(params)
+
+    async def volume_remove(self, params: volume.VolumeRemoveParams, emit: Emit) -> volume.VolumeRemoved:
+        return await self.volumes.remove(params)
+
+    async def volume_restore(self, params: volume.VolumeNameParams, emit: Emit) -> volume.VolumeReport:
+        return await self.volumes.restore(params.name)
+
+    async def file_list(self, params: files.FileListParams, emit: Emit) -> files.FileList:
+        return await self.files.file_list(params)
+
+    async def file_stat(self, params: files.FileStatParams, emit: Emit) -> files.FileStat:
+        return await self.files.file_stat(params)
+
+    async def file_show(self, params: files.FileStatParams, emit: Emit) -> files.FileReport:
+        return await self.files.file_show(params)
+
+    async def file_read(self, params: files.FileReadParams, emit: Emit) -> files.FileRead:
+        return await self.files.file_read(params, emit)
+
+    async def file_copy(self, params: files.FileCopyParams, emit: Emit) -> files.CopyReport:
+        return await self.copies.file_copy(params, emit)
+
+    async def file_move(self, params: files.FileMoveParams, emit: Emit) -> files.FileStat:
+        return await self.files.file_move(params)
+
+    async def file_remove(self, params: files.FileRemoveParams, emit: Emit) -> files.FileRemoved:
+        return await self.files.file_remove(params)
+
+    async def file_mkdir(self, params: files.FileMkdirParams, emit: Emit) -> files.FileStat:
+        return await self.files.file_mkdir(params)
+
+    async def history(self, params: files.HistoryParams, emit: Emit) -> files.History:
+        return await self.files.history(params)
+
+    async def restore(self, params: files.RestoreParams, emit: Emit) -> files.Restored:
+        return await self.files.restore(params)
+
+    async def conflicts(self, params: volume.ConflictsParams, emit: Emit) -> volume.ConflictList:
+        return await self.files.conflicts(params)
+
+    async def resolve(self, params: volume.ResolveParams, emit: Emit) -> volume.Resolved:
+        return await self.files.resolve(params)
+
+    async def locks(self, params: volume.LocksParams, emit: Emit) -> volume.LockList:
+        return await self.files.lock_list(params)
+
+    async def snapshot_create(self, params: volume.SnapshotParams, emit: Emit) -> volume.Snapshot:
+        return await self.files.snapshot_create(params)
+
+    async def snapshot_list(self, params: volume.SnapshotListParams, emit: Emit) -> volume.SnapshotList:
+        return await self.files.snapshot_list(params)
+
+    async def snapshot_remove(self, params: volume.SnapshotParams, emit: Emit) -> volume.Snapshot:
+        return await self.files.snapshot_remove(params)
+
+    async def watch(self, params: volume.WatchParams, emit: Emit) -> report.Done:
+        return await self.watching.watch(params, emit)
+
+    async def drain(self, params: volume.DrainParams, emit: Emit) -> volume.DrainReport:
+        return await self.drains.drain(emit, wait=params.wait)
+
+    async def undrain(self, params: volume.UndrainParams, emit: Emit) -> report.Done:
+        was = await self.drains.undrain()
+        return report.Done("takes part as before" if was else "it was not drained")

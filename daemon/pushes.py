@@ -28,8 +28,9 @@ from tbshare.errors import (
 )
 from tbshare.store import adopt, ingest
 from tbshare.store.source import Choice, Source, clashes, hub_cache_path, scan
+from tbshare.volumes.catalogue import MODELS_ID, WRITERS
 from tbshare.volumes.entry import RefSet
-from tbshare.volumes.fold import PUBLISHERS, RefVersion, State
+from tbshare.volumes.fold import RefVersion, State
 from tbshare.wire.local import PullParams, PushParams
 from tbshare.wire.report import (
     Ingest,
@@ -73,9 +74,10 @@ class Pushes:
         state = await self.service.mesh.state()
         ref = self._ref(params, source)
         targets = [state.member_named(text).node for text in params.to]
-        me = state.members.get(self.service.identity.node)
-        if me is not None and me.role not in PUBLISHERS:
-            raise NotPermitted(f"this node may only {me.role}", cure="push from a node that may publish")
+        me, volume = self.service.identity.node, state.volumes.get(folded(ref.volume))
+        role = state.role(me, volume.id if volume is not None else MODELS_ID)
+        if me in state.members and role not in WRITERS:
+            raise NotPermitted(f"this node may only {role}", cure="push from a node that may publish")
         reason = state.why_read_only(ref.volume)
         if reason:
             raise NotPermitted(reason, cure="upgrade tbshare on this node")
@@ -130,6 +132,10 @@ class Pushes:
         if volume is None:
             names = ", ".join(sorted(volume.name for volume in state.volumes.values()))
             raise UsageError(f"there is no volume {ref.volume!r}; there are: {names}", cure="tbshare volume ls")
+        if volume.mode != "models":
+            raise UsageError(
+                f"volume {volume.name} holds files, no published trees", cure=f"tbshare cp -r PATH {volume.name}:/"
+            )
 
     async def _space(self, state: State, targets: list[bytes], size: int, emit: Emit) -> None:
         """Say of each target whether it has room."""

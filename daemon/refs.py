@@ -10,7 +10,7 @@ from tbshare.content.block import ObjectId, TreeId
 from tbshare.content.layout import aligned_count, choose
 from tbshare.content.tree import Entry
 from tbshare.content.tree import Kind as EntryKind
-from tbshare.daemon.needed import living, needed_trees
+from tbshare.daemon.needed import living, living_versions, needed_trees
 from tbshare.daemon.service import MODELS, Service
 from tbshare.errors import ObjectInUse, ObjectMissing, TbshareError
 from tbshare.store import views
@@ -29,9 +29,8 @@ from tbshare.wire.report import (
     RefList,
     RemoveReport,
     ShowReport,
-    VolumeLine,
-    VolumeList,
 )
+from tbshare.wire.volume import VolumeLine, VolumeList
 
 _KIND_NAMES = {EntryKind.FILE: "file", EntryKind.TREE: "directory", EntryKind.LINK: "link"}
 
@@ -319,6 +318,7 @@ class Refs:
         service = self.service
         needed, _, _ = needed_trees(service, state, time.time_ns(), now=False)
         kept, _ = living(service, (needed | set(service.replicator.jobs) | service.replicator.whole) - {tree})
+        kept |= living_versions(service, state, time.time_ns(), now=False)[0]
         views.remove(service.store, TreeId(tree))
         return sum(
             drop_object(service.store, object_id)

@@ -5,10 +5,11 @@ import ipaddress
 import json
 import logging
 import os
+import random
 import resource
 import socket
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -16,15 +17,20 @@ import ifaddr
 import trio
 
 from tbshare import __version__
-from tbshare.content.block import TreeId
-from tbshare.content.ref import part_from
+from tbshare.content.ref import folded, part_from
 from tbshare.daemon.config import Config
+from tbshare.daemon.copies import rows_of
+from tbshare.daemon.locks import Locks
 from tbshare.daemon.processes import Processes
 from tbshare.daemon.replicate import Replicator
-from tbshare.errors import StoreUnusable
+from tbshare.daemon.spread import Spread
+from tbshare.daemon.trees import StoreTrees
+from tbshare.errors import StoreUnusable, UsageError
 from tbshare.peers.fetch import TreeFetch
+from tbshare.peers.goal import Goal
 from tbshare.peers.identity import Identity
 from tbshare.peers.lanes import Lanes
+from tbshare.peers.leasing import Leasing
 from tbshare.peers.mesh import Mesh, Peer
 from tbshare.peers.provide import Provider
 from tbshare.peers.records import RecordFetcher
@@ -33,7 +39,11 @@ from tbshare.store.store import Store
 from tbshare.transport.listener import Kind, listen
 from tbshare.transport.pool import BufferPool
 from tbshare.transport.rate import RateLimit
+from tbshare.volumes.catalogue import MODELS_ID
+from tbshare.volumes.fold import State
 from tbshare.volumes.log import Log
+from tbshare.volumes.rows import VersionRow
+from tbshare.volumes.volumes import Volumes
 from tbshare.wire import limits
 from tbshare.wire.message import Hello
 
@@ -62,7 +72,10 @@ class Service:
         self.pool = BufferPool()
         self.provider = Provider(store, self.mesh, port=self.port, limit=self.limit)
         self.lanes = Lanes(self.mesh, self.pool, count=config.number("links.lanes"), sealed=self.sealed)
-        self.provider.must_seal = lambda peer: self.sealed(peer, MODELS)
+        self._plain_volumes = frozenset({MODELS})  # by folded name, and by id
+        self._plain_ids = frozenset({MODELS_ID})
+        self.provider.must_seal = self._must_seal
+        self.mesh.on_state(self._note_modes)
         self.records = RecordFetcher(store, self.mesh)
         self.replicator = Replicator(
             store,
@@ -72,6 +85,21 @@ class Service:
             make_fetch=self.make_fetch,
         )
         self.replicator.evicted = self.evicted.trees
+        self.volumes = Volumes(
+            log, home / "namespace", node=identity.node, random=random.SystemRandom(), trees=StoreTrees(store)
+        )
+        self.spread = Spread(
+            store,
+            self.mesh,
+            self.volumes,
+            self.replicator,
+            accept=lambda: config.text("store.accept"),
+            make_fetch=self.make_fetch,
+            pins=lambda: {pin.what for pin in log.pins.list()},
+        )
+        self.provider.grants.lookup = self._lookup
+        self.leasing = Leasing(self.mesh)
+        self.locks = Locks(self.mesh, self.leasing)
         self._direct = [ipaddress.ip_network(text, strict=False) for text in config.listed("links.direct")]
         self._addresses_file = home / "addresses.json"
         self.mesh.addresses |= _read_addresses(self._addresses_file)
@@ -116,7 +144,20 @@ class Service:
         rule = self.config.text("links.seal")
         if rule != "auto":
             return rule == "always"
-        return volume != MODELS or not self.is_direct(peer.lane_host)
+        return folded(volume) not in self._plain_volumes or not self.is_direct(peer.lane_host)
+
+    def _must_seal(self, peer: Peer, volume: int) -> bool:
+        return self.sealed(peer, MODELS if volume in self._plain_ids else "")
+
+    def _lookup(self, volume: int, versions: Sequence[tuple[int, int]]) -> list[VersionRow]:
+        with contextlib.suppress(UsageError):  # of a volume that this node does not know yet
+            return rows_of(self.volumes, volume, versions)
+        return []
+
+    async def _note_modes(self, state: State) -> None:
+        plain = [volume for volume in state.volumes.values() if volume.mode == "models"]
+        self._plain_volumes = frozenset(folded(volume.name) for volume in plain)
+        self._plain_ids = frozenset(volume.id for volume in plain)
 
     def is_direct(self, host: str) -> bool:
         """Return whether an address is at the other end of a cable, or on this machine."""
@@ -126,11 +167,10 @@ class Service:
             return False
         return address.is_loopback or any(address in network for network in self._direct)
 
-    def make_fetch(self, tree: TreeId, volume: str) -> TreeFetch:
-        """Return a new fetch of a tree."""
+    def make_fetch(self, goal: Goal) -> TreeFetch:
+        """Return a new fetch."""
         return TreeFetch(
-            tree,
-            volume,
+            goal,
             store=self.store,
             mesh=self.mesh,
             records=self.records,
@@ -198,11 +238,17 @@ class Service:
                     cure="tbshare up --port N --listen ADDRESS, or listen.port and listen.host in config.toml",
                 ) from error
             self.port = self.provider.port = int(str(port))
+            await self._note_modes(await self.mesh.state())
             await nursery.start(serve_control)
-            for task in (self.mesh.run, self.provider.run, self.lanes.run, self.replicator.run, beside):
+            parts = (self.leasing, self.mesh, self.provider, self.lanes, self.replicator, self.spread)
+            for task in (*[part.run for part in parts], beside):
                 nursery.start_soon(task)
             _log.info(
-                "node %s (%s) serves port %d, store %s", self.name(), self.identity.short(), self.port, self.home
+                "node %s (%s) serves port %d, store %s",
+                self.name(),
+                self.identity.short(),
+                self.port,
+                self.home,
             )
             ready()
             await self.stopping.wait()
@@ -213,6 +259,7 @@ class Service:
 
     def close(self) -> None:
         """Let go of the disk."""
+        self.volumes.close()
         self.store.close()
         self.log.close()
 

@@ -12,7 +12,8 @@ as KeyboardInterrupt, closes the connection, and that cancels the call in the da
 
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Self, TypeVar
 
@@ -20,9 +21,10 @@ import msgspec
 
 from tbshare import __version__, errors
 from tbshare.errors import DaemonUnreachable, ExitStatus, PeerError, StoreUnusable, TbshareError
-from tbshare.wire import local
+from tbshare.wire import files, local, volume
 from tbshare.wire.envelope import Opener, seal
 from tbshare.wire.limits import ENVELOPE_BYTES_MAX
+from tbshare.wire.parts import Params, Result
 from tbshare.wire.report import (
     AnyEvent,
     DiskUse,
@@ -37,14 +39,13 @@ from tbshare.wire.report import (
     PushReport,
     RefList,
     RemoveReport,
-    Result,
     RunReport,
     ShowReport,
     StatusReport,
     VerifyReport,
-    VolumeList,
     WaitReport,
 )
+from tbshare.wire.where import Where
 
 ANSWER_SECONDS = 10.0  # for connecting and for hello; a daemon that is busy answers in milliseconds
 SOCKET_PATH_BYTES_MAX = 103  # sun_path on macOS is 104 bytes with its NUL, 108 on Linux
@@ -194,21 +195,17 @@ class Client:
         """Remove a ref everywhere; without `yes` only say what would go."""
         return self._call("remove", local.RemoveParams(ref=ref, yes=yes), RemoveReport)
 
-    def pin(self, ref: str) -> KeepReport:
-        """Promise to keep a ref on this node."""
-        return self._call("pin", local.RefParams(ref=ref), KeepReport)
+    def pin(self, what: str | Where) -> KeepReport:
+        """Promise to keep a ref, or a file or directory of a volume, on this node."""
+        return self._call("pin", _ref_or_where(what), KeepReport)
 
-    def unpin(self, ref: str) -> KeepReport:
+    def unpin(self, what: str | Where) -> KeepReport:
         """Take the promise back."""
-        return self._call("unpin", local.RefParams(ref=ref), KeepReport)
+        return self._call("unpin", _ref_or_where(what), KeepReport)
 
-    def evict(self, ref: str) -> KeepReport:
-        """Free the bytes of a ref on this node; never the last copy."""
-        return self._call("evict", local.RefParams(ref=ref), KeepReport)
-
-    def volume_list(self) -> VolumeList:
-        """Return all volumes."""
-        return self._call("volume_list", local.VolumeListParams(), VolumeList)
+    def evict(self, what: str | Where) -> KeepReport:
+        """Free the bytes on this node; never the last copy."""
+        return self._call("evict", _ref_or_where(what), KeepReport)
 
     def gc(self, *, now: bool = False) -> GcReport:
         """Free what nothing needs any more."""
@@ -246,7 +243,117 @@ class Client:
         """Change the level of the log until the daemon stops."""
         return self._call("log_level", local.LogLevelParams(level=level), Done)
 
-    def _call(self, method: str, params: local.Params, kind: type[_R], on_event: OnEvent | None = None) -> _R:
+    def volume_list(self, *, removed: bool = False) -> volume.VolumeList:
+        """Return all volumes; with `removed` also those that `volume_restore` brings back."""
+        return self._call("volume_list", volume.VolumeListParams(removed=removed), volume.VolumeList)
+
+    def volume_show(self, name: str) -> volume.VolumeReport:
+        """Return one volume, with the roles of all nodes in it."""
+        return self._call("volume_show", volume.VolumeNameParams(name=name), volume.VolumeReport)
+
+    def volume_create(
+        self, params: volume.VolumeCreateParams, on_event: OnEvent | None = None
+    ) -> volume.VolumeMade:
+        """Make a volume; with a `source`, take its files in, or go on with that."""
+        return self._call("volume_create", params, volume.VolumeMade, on_event)
+
+    def volume_set(self, params: volume.VolumeSetParams) -> volume.VolumeReport:
+        """Change a volume's options, owner and roles."""
+        return self._call("volume_set", params, volume.VolumeReport)
+
+    def volume_remove(self, name: str, *, yes: bool) -> volume.VolumeRemoved:
+        """Remove a volume everywhere; without `yes` only say what would go."""
+        return self._call("volume_remove", volume.VolumeRemoveParams(name=name, yes=yes), volume.VolumeRemoved)
+
+    def volume_restore(self, name: str) -> volume.VolumeReport:
+        """Bring a removed volume back, within its grace time."""
+        return self._call("volume_restore", volume.VolumeNameParams(name=name), volume.VolumeReport)
+
+    def file_list(self, where: Where, *, details: bool = False, xattrs: bool = False) -> files.FileList:
+        """Return what is at a place in a volume, and what is in it."""
+        params = files.FileListParams(where=where, details=details, xattrs=xattrs)
+        return self._call("file_list", params, files.FileList)
+
+    def file_stat(self, where: Where) -> files.FileStat:
+        """Return one file or directory; PathMissing when there is none."""
+        return self._call("file_stat", files.FileStatParams(where=where), files.FileStat)
+
+    def file_show(self, where: Where) -> files.FileReport:
+        """Return a file, its versions, and who holds it."""
+        return self._call("file_show", files.FileStatParams(where=where), files.FileReport)
+
+    def file_read(self, params: files.FileReadParams, write: Callable[[bytes], object]) -> files.FileRead:
+        """Hand the bytes of a file to `write`, in order; they are fetched where they are not here."""
+
+        def chunk(event: AnyEvent) -> None:
+            if isinstance(event, files.Chunk):
+                write(event.data)
+
+        return self._call("file_read", params, files.FileRead, chunk)
+
+    def file_copy(self, params: files.FileCopyParams, on_event: OnEvent | None = None) -> files.CopyReport:
+        """Copy into, out of, or inside volumes; durable on return."""
+        return self._call("file_copy", params, files.CopyReport, on_event)
+
+    def file_move(self, source: Where, target: Where, *, into: bool = False) -> files.FileStat:
+        """Rename a file or directory of a volume."""
+        params = files.FileMoveParams(source=source, target=target, into=into)
+        return self._call("file_move", params, files.FileStat)
+
+    def file_remove(self, wheres: list[Where], *, recursive: bool = False) -> files.FileRemoved:
+        """Remove files, and directories with `recursive`; `restore` brings them back."""
+        params = files.FileRemoveParams(wheres=wheres, recursive=recursive)
+        return self._call("file_remove", params, files.FileRemoved)
+
+    def file_mkdir(self, where: Where, *, parents: bool = False) -> files.FileStat:
+        """Make a directory."""
+        return self._call("file_mkdir", files.FileMkdirParams(where=where, parents=parents), files.FileStat)
+
+    def history(self, where: Where) -> files.History:
+        """Return all versions of a path, newest first, also of one that is removed."""
+        return self._call("history", files.HistoryParams(where=where), files.History)
+
+    def restore(self, params: files.RestoreParams) -> files.Restored:
+        """Make an earlier state of a path the newest version."""
+        return self._call("restore", params, files.Restored)
+
+    def conflicts(self, name: str = "") -> volume.ConflictList:
+        """Return what is shown side by side, in one volume or all."""
+        return self._call("conflicts", volume.ConflictsParams(volume=name), volume.ConflictList)
+
+    def resolve(self, where: Where, keep: bytes) -> volume.Resolved:
+        """Say which of several versions has the name; the others stay in the history."""
+        return self._call("resolve", volume.ResolveParams(where=where, keep=keep), volume.Resolved)
+
+    def locks(self, name: str = "") -> volume.LockList:
+        """Return the leases known here, of one volume or all."""
+        return self._call("locks", volume.LocksParams(volume=name), volume.LockList)
+
+    def snapshot_create(self, name: str, snapshot: str = "") -> volume.Snapshot:
+        """Name the present state of a volume."""
+        return self._call("snapshot_create", volume.SnapshotParams(volume=name, name=snapshot), volume.Snapshot)
+
+    def snapshot_list(self, name: str) -> volume.SnapshotList:
+        """Return the snapshots of a volume, newest first."""
+        return self._call("snapshot_list", volume.SnapshotListParams(volume=name), volume.SnapshotList)
+
+    def snapshot_remove(self, name: str, snapshot: str) -> volume.Snapshot:
+        """Forget a snapshot."""
+        return self._call("snapshot_remove", volume.SnapshotParams(volume=name, name=snapshot), volume.Snapshot)
+
+    def watch(self, where: Where, on_event: OnEvent) -> Done:
+        """Hand every change at a place and below it to `on_event`, until that raises."""
+        return self._call("watch", volume.WatchParams(where=where), Done, on_event)
+
+    def drain(self, *, wait: bool = True, on_event: OnEvent | None = None) -> volume.DrainReport:
+        """Take no new work here, and bring what is only here to other nodes."""
+        return self._call("drain", volume.DrainParams(wait=wait), volume.DrainReport, on_event)
+
+    def undrain(self) -> Done:
+        """Take part again."""
+        return self._call("undrain", volume.UndrainParams(), Done)
+
+    def _call(self, method: str, params: Params, kind: type[_R], on_event: OnEvent | None = None) -> _R:
         """Send a request and return its result; `on_event` gets the events on the way."""
         identifier = self._next_id
         self._next_id += 1
@@ -254,9 +361,20 @@ class Client:
         data = _encoder.encode(request)
         if len(data) > ENVELOPE_BYTES_MAX:
             raise errors.UsageError(f"what {method} is asked for is too long: {len(data)} bytes")
-        try:
+        with self._talking(method):
             self._connection.sendall(seal(data))
-            return msgspec.msgpack.decode(self._result(identifier, on_event), type=kind)
+        result = self._result(identifier, method, on_event)
+        with self._talking(method):
+            return msgspec.msgpack.decode(result, type=kind)
+
+    @contextmanager
+    def _talking(self, method: str) -> Generator[None]:
+        """Turn what can go wrong between here and the daemon into DaemonUnreachable.
+
+        Not what goes wrong in `on_event`: it is no fault of the daemon that `tbshare cat | head` has no reader.
+        """
+        try:
+            yield
         except ConnectionError as error:
             raise DaemonUnreachable(
                 f"the daemon ended while it was asked for {method}", cure=_up(self.home)
@@ -270,11 +388,12 @@ class Client:
                 f"the daemon's answer to {method} cannot be read: {error}", cure="tbshare restart"
             ) from error
 
-    def _result(self, identifier: int, on_event: OnEvent | None) -> bytes:
+    def _result(self, identifier: int, method: str, on_event: OnEvent | None) -> bytes:
         """Return the encoded result of a call; its events go to `on_event` on the way, its error is raised."""
         parts = bytearray()
         while True:
-            answer = self._receive()
+            with self._talking(method):
+                answer = self._receive()
             if answer.id not in (identifier, 0):
                 continue  # of a call that ended with an exception of on_event
             if answer.error is not None:
@@ -296,7 +415,11 @@ class Client:
         return _answers.decode(payload)
 
 
-def _encode(method: str, params: local.Params) -> bytes:
+def _ref_or_where(what: str | Where) -> local.RefParams:
+    return local.RefParams(where=what) if isinstance(what, Where) else local.RefParams(ref=what)
+
+
+def _encode(method: str, params: Params) -> bytes:
     """Return the params' bytes; UsageError when a text in them is no text (a name that is not UTF-8)."""
     try:
         return _encoder.encode(params)

@@ -11,11 +11,15 @@ any message at any time. `Ping` is answered by `Pong` at once; a node that says 
 Fetching (the fetcher asks, the provider answers):
 
     Want(tree)                  -> Have(tree, which blocks)       and more of them as more arrive
-    RecordsWanted(ids)          -> Records(parts)                 manifests and trees, by id
+    Want(tree, versions)        -> the same; `tree` is what the fetcher calls these versions of files
+    RecordsWanted(tree, ids)    -> Records(parts)                 manifests and trees, by id
     LaneOpen                    -> LaneReady(token, key)          the fetcher then dials the lane
     Fetch(lane, blocks)         -> payload on the lane, or Refused(...) on control
     Progress(tree, state)       how far the fetcher is; `durable` means whole and synced
     Keeps(trees, gone)          which trees a node holds whole, said at once and at every change
+    Ask(versions)               -> Held(which of them are whole and synced)
+    Grown(volume)               whoever lacks versions of it may ask again
+    Draining(on), Offer(...)    the sender is to be unplugged, and asks others to take copies
 
 Non-goals: no block is ever pushed unasked; no peer is asked to relay a question.
 """

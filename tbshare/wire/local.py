@@ -5,11 +5,14 @@ msgpack message): the client sends `Request`, the daemon answers with zero or mo
 `Answer.result` or `Answer.error` that carries the request's id. The first request is `hello`. Closing the
 connection cancels its calls.
 
-`METHODS` is the whole list: a name, what goes in, what comes out (`report.py`). Fields added later need defaults.
+`METHODS` is the whole list: a name, what goes in, what comes out. Fields added later need defaults. What comes out
+stands in `report.py`; files and volumes have modules of their own, for both.
 """
 
 import msgspec
 
+from tbshare.wire import files, volume
+from tbshare.wire.parts import Params, Result, Size
 from tbshare.wire.report import (
     AnyEvent,
     DiskUse,
@@ -24,24 +27,18 @@ from tbshare.wire.report import (
     PushReport,
     RefList,
     RemoveReport,
-    Result,
     RunReport,
     ShowReport,
-    Size,
     StatusReport,
     VerifyReport,
-    VolumeList,
     WaitReport,
 )
+from tbshare.wire.where import Where
 
 LEVEL = 1  # of this protocol; CLI and daemon of one installation are always equal
 PART_BYTES = 1024 * 1024  # a result that is longer travels in parts
 RESULT_BYTES_MAX = 64 * 1024 * 1024  # `show` of a tree with half a million files
 FILES_SHOWN = 10_000  # of a tree, unless all are asked for
-
-
-class Params(msgspec.Struct, frozen=True):
-    """Base of what goes into a method."""
 
 
 class Request(msgspec.Struct, frozen=True):
@@ -168,13 +165,10 @@ class RemoveParams(Params, frozen=True):
 
 
 class RefParams(Params, frozen=True):
-    """For pin, unpin and evict."""
+    """For pin, unpin and evict: a ref, or a file or directory of a volume."""
 
-    ref: str
-
-
-class VolumeListParams(Params, frozen=True):
-    """For volume_list."""
+    ref: str = ""
+    where: Where | None = None
 
 
 class GcParams(Params, frozen=True):
@@ -243,7 +237,6 @@ METHODS: dict[str, tuple[type[Params], type[Result]]] = {
     "pin": (RefParams, KeepReport),
     "unpin": (RefParams, KeepReport),
     "evict": (RefParams, KeepReport),
-    "volume_list": (VolumeListParams, VolumeList),
     "gc": (GcParams, GcReport),
     "verify": (VerifyParams, VerifyReport),
     "du": (DuParams, DiskUse),
@@ -253,4 +246,29 @@ METHODS: dict[str, tuple[type[Params], type[Result]]] = {
     "run": (RunParams, RunReport),
     "shutdown": (ShutdownParams, Done),
     "log_level": (LogLevelParams, Done),
+    "volume_list": (volume.VolumeListParams, volume.VolumeList),
+    "volume_show": (volume.VolumeNameParams, volume.VolumeReport),
+    "volume_create": (volume.VolumeCreateParams, volume.VolumeMade),
+    "volume_set": (volume.VolumeSetParams, volume.VolumeReport),
+    "volume_remove": (volume.VolumeRemoveParams, volume.VolumeRemoved),
+    "volume_restore": (volume.VolumeNameParams, volume.VolumeReport),
+    "file_list": (files.FileListParams, files.FileList),
+    "file_stat": (files.FileStatParams, files.FileStat),
+    "file_show": (files.FileStatParams, files.FileReport),
+    "file_read": (files.FileReadParams, files.FileRead),
+    "file_copy": (files.FileCopyParams, files.CopyReport),
+    "file_move": (files.FileMoveParams, files.FileStat),
+    "file_remove": (files.FileRemoveParams, files.FileRemoved),
+    "file_mkdir": (files.FileMkdirParams, files.FileStat),
+    "history": (files.HistoryParams, files.History),
+    "restore": (files.RestoreParams, files.Restored),
+    "conflicts": (volume.ConflictsParams, volume.ConflictList),
+    "resolve": (volume.ResolveParams, volume.Resolved),
+    "locks": (volume.LocksParams, volume.LockList),
+    "snapshot_create": (volume.SnapshotParams, volume.Snapshot),
+    "snapshot_list": (volume.SnapshotListParams, volume.SnapshotList),
+    "snapshot_remove": (volume.SnapshotParams, volume.Snapshot),
+    "watch": (volume.WatchParams, Done),
+    "drain": (volume.DrainParams, volume.DrainReport),
+    "undrain": (volume.UndrainParams, Done),
 }

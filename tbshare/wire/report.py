@@ -1,26 +1,12 @@
 """What the daemon answers on the control socket: events on the way, results, and the lines both are made of.
 
 Ids of nodes and trees are lower-case hex, so that they can be printed; sizes are bytes, times are seconds, moments
-are seconds since 1970 UTC. Fields added later need defaults. What is asked stands in `local.py`.
+are seconds since 1970 UTC. What is asked stands in `local.py`; files and volumes have `files.py` and `volume.py`.
 """
 
-from typing import Annotated
-
-import msgspec
-
-Size = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
-
-
-class Result(msgspec.Struct, frozen=True):
-    """Base of what comes out of a method."""
-
-
-class Event(msgspec.Struct, frozen=True, tag_field="event"):
-    """Base of what a method says on its way."""
-
-
-class Line(msgspec.Struct, frozen=True):
-    """Base of the parts that results and events are made of."""
+from tbshare.wire.files import Chunk, Copying
+from tbshare.wire.parts import Event, Line, Result, Size
+from tbshare.wire.volume import Changed, Draining
 
 
 class HelloReport(Result, frozen=True):
@@ -326,22 +312,6 @@ class KeepReport(Result, frozen=True):
     text: str = ""
 
 
-class VolumeLine(Line, frozen=True):
-    """A volume; `mode`: models | media | owner."""
-
-    name: str
-    mode: str
-    refs: int = 0
-    size_bytes: Size = 0
-    text: str = ""
-
-
-class VolumeList(Result, frozen=True):
-    """All volumes."""
-
-    volumes: list[VolumeLine]
-
-
 class HeldLine(Line, frozen=True):
     """Garbage that cannot go yet, and who holds it back."""
 
@@ -480,8 +450,23 @@ class RunReport(Result, frozen=True):
 
 
 AnyEvent = (
-    Warned | Noted | Started | Code | TryFailed | SpaceLine | Ingest | Published | Nodes | Checked | Ready | Text
+    Warned
+    | Noted
+    | Started
+    | Code
+    | TryFailed
+    | SpaceLine
+    | Ingest
+    | Published
+    | Nodes
+    | Checked
+    | Ready
+    | Text
+    | Chunk
+    | Copying
+    | Changed
+    | Draining
 )
 
 # When a client reads slowly, a newer one of these replaces the older; all other events are kept.
-REPLACEABLE: tuple[type[Event], ...] = (Ingest, Nodes, Checked)
+REPLACEABLE: tuple[type[Event], ...] = (Ingest, Nodes, Checked, Copying, Draining)

@@ -20,6 +20,7 @@ from tbshare.daemon import control
 from tbshare.daemon.control import Emit
 from tbshare.errors import ObjectInUse, RefUnknown, UsageError
 from tbshare.wire import local, report
+from tests.cli.volume_answers import VolumeAnswers
 
 ID = "ab" * 32
 OTHER = "cd" * 32
@@ -59,11 +60,11 @@ def progress(name: str, state: str, present: int, total: int = 4_000_000_000) ->
     )
 
 
-class Answers:
+class Answers(VolumeAnswers):
     """Handlers whose answers depend on the ref, path or id they are asked for."""
 
     def __init__(self) -> None:
-        self.asked: list[local.Params] = []
+        super().__init__()
         self.cancelled: list[str] = []
         self.shut = trio.Event()
         self.attention: list[report.Attention] = []
@@ -165,7 +166,7 @@ class Answers:
             raise
 
     async def pull(self, params: local.PullParams, emit: Emit) -> report.PushReport:
-        self._known(params.ref)
+        self._ref(params.ref)
         push = local.PushParams(path="/x", name="pulled")
         return await self.push(push, emit)
 
@@ -176,7 +177,7 @@ class Answers:
 
     async def show(self, params: local.ShowParams, emit: Emit) -> report.ShowReport:
         self.asked.append(params)
-        self._known(params.ref or "llama-70b")
+        self._ref(params.ref or "llama-70b")
         return report.ShowReport(
             line=msgspec.structs.replace(ref_line(), tree="", author="") if params.path else ref_line(),
             files=[
@@ -198,12 +199,12 @@ class Answers:
 
     async def path(self, params: local.PathParams, emit: Emit) -> report.PathReport:
         self.asked.append(params)
-        self._known(params.ref)
+        self._ref(params.ref)
         return report.PathReport(ref="llama-70b@1", directory="/home/x/path/llama-70b@1", left_out=["a.py"])
 
     async def remove(self, params: local.RemoveParams, emit: Emit) -> report.RemoveReport:
         self.asked.append(params)
-        self._known(params.ref)
+        self._ref(params.ref)
         return report.RemoveReport(
             ref="llama-70b@1",
             removed=params.yes,
@@ -215,23 +216,22 @@ class Answers:
 
     async def pin(self, params: local.RefParams, emit: Emit) -> report.KeepReport:
         self.asked.append(params)
-        self._known(params.ref)
+        if params.where is not None:
+            return report.KeepReport(ref=str(params.where), pinned=True)
+        self._ref(params.ref)
         return report.KeepReport(ref="llama-70b@1", pinned=True, bytes_here=141_000_000_000)
 
     async def unpin(self, params: local.RefParams, emit: Emit) -> report.KeepReport:
         self.asked.append(params)
-        self._known(params.ref)
+        self._ref(params.ref)
         return report.KeepReport(ref="llama-70b@1", pinned=False, bytes_here=141_000_000_000)
 
     async def evict(self, params: local.RefParams, emit: Emit) -> report.KeepReport:
         self.asked.append(params)
         if params.ref == "last":
             raise ObjectInUse("last@1 has its only copy here", cure="tbshare push last --to studio-2")
-        self._known(params.ref)
+        self._ref(params.ref)
         return report.KeepReport(ref="llama-70b@1", pinned=False, bytes_freed=141_000_000_000)
-
-    async def volume_list(self, params: local.VolumeListParams, emit: Emit) -> report.VolumeList:
-        return report.VolumeList(volumes=[report.VolumeLine(name="models", mode="models", refs=2)])
 
     async def gc(self, params: local.GcParams, emit: Emit) -> report.GcReport:
         self.asked.append(params)
@@ -267,7 +267,13 @@ class Answers:
 
     async def processes(self, params: local.ProcessesParams, emit: Emit) -> report.ProcessList:
         line = report.ProcessLine(
-            id="p1", kind="push", what="m@1", state="fetching", started_seconds=0.0, bytes_done=1, bytes_total=4
+            id="p1",
+            kind="push",
+            what="m@1",
+            state="fetching",
+            started_seconds=0.0,
+            bytes_done=1,
+            bytes_total=4,
         )
         return report.ProcessList(processes=[line])
 
@@ -284,7 +290,7 @@ class Answers:
 
     async def run(self, params: local.RunParams, emit: Emit) -> report.RunReport:
         self.asked.append(params)
-        self._known(params.ref)
+        self._ref(params.ref)
         await emit(report.Ready(seconds=0.02, mapped_bytes=270_000_000, tensors=272, copied_tensors=1))
         if params.prompt == "hang":
             await self._hang("run")
@@ -300,13 +306,14 @@ class Answers:
         self.asked.append(params)
         return report.Done()
 
-    def _known(self, ref: str) -> None:
+    def _ref(self, ref: str) -> None:
         if ref == "bug":
             nothing: dict[str, Any] = {}
             nothing["secret of the daemon"]
         if not ref.startswith(("llama", "rotten", "m@")):
             raise RefUnknown(
-                f"no ref {ref!r} in volume models of this cluster; the nearest is llama-70b", cure="tbshare ls"
+                f"no ref {ref!r} in volume models of this cluster; the nearest is llama-70b",
+                cure="tbshare ls",
             )
 
 

@@ -27,7 +27,34 @@ HAPPY: list[tuple[list[str], str]] = [
     (["unpin", "llama-70b"], "no longer pinned"),
     (["evict", "llama-70b"], "freed 141 GB"),
     (["rm", "llama-70b", "--yes"], "removed llama-70b@1 from studio-1, studio-2"),
-    (["volume", "ls"], "models"),
+    (["volume", "ls"], "1 conflict"),
+    (["volume", "create", "film"], "volume film is made (media)"),
+    (["volume", "show", "film"], "as in the cluster"),
+    (["volume", "set", "film", "--quota", "none"], "30d,10%"),
+    (["volume", "rm", "film", "--yes"], "volume restore film"),
+    (["volume", "restore", "film"], "film is back: 7 files, 5 GB"),
+    (["ls", "film:/"], "cut (from studio-2, 2026-11-23 14.05).prproj"),
+    (["ls", "-l", "film:"], "[locked by studio-2]"),
+    (["show", "film:/cut.prproj"], "tbshare conflicts film"),
+    (["cp", "-r", "film:/cut.prproj", "/nowhere/"], "copied 2 of 3 files, 4 GB together in 4 s; 2 copies"),
+    (["mv", "film:/cut.prproj", "film:/b"], "moved film:/cut.prproj to film:/b"),
+    (["rm", "-r", "film:/cut.prproj"], "removed 2 files and 2 directories, 1.2 MB"),
+    (["history", "film:/cut.prproj"], "* 8a3f00124c000007"),
+    (["restore", "film:/cut.prproj"], "restored film:/cut.prproj as of 2026-"),
+    (["conflicts"], "2 versions of one file"),
+    (
+        ["resolve", "film:/cut.prproj", "--keep", "studio-2"],
+        "is the version of studio-2; 1 other in its history",
+    ),
+    (["locks"], "studio-2 (here)"),
+    (["snapshot", "create", "film"], "tbshare ls film@monday:/"),
+    (["snapshot", "ls", "film"], "monday"),
+    (["snapshot", "rm", "film", "monday"], "is forgotten"),
+    (["watch", "film"], "studio-2  saved  film:/a/"),
+    (["drain"], "may be unplugged: all it has is also on studio-2"),
+    (["undrain"], "takes part again"),
+    (["pin", "film:/cut.prproj"], "film:/cut.prproj is pinned here"),
+    (["help", "volumes"], "Nothing is merged"),
     (["ps"], "25 %"),
     (["stop", "p1"], "stopped the push"),
     (["wait", "p1"], "m@1: 4 GB to 1 node"),
@@ -73,7 +100,12 @@ def test_json_is_json(serving: Serving, cli: Cli, words: list[str]) -> None:
     lines = [json.loads(line) for line in ended.out.splitlines()]
     assert lines
     assert all(isinstance(line, dict) for line in lines)
-    if words[0] in ("run", "pair", "verify", "pull", "wait"):
+    if words[0] == "watch":
+        assert all(line["event"] == "changed" for line in lines)
+    elif words[0] in ("run", "pair", "verify", "pull", "wait", "cp", "drain") or words[:2] == [
+        "volume",
+        "create",
+    ]:
         assert lines[-1]["event"] == "result"
         assert all("event" in line for line in lines)
     else:
@@ -83,7 +115,9 @@ def test_json_is_json(serving: Serving, cli: Cli, words: list[str]) -> None:
 EVERY_COMMAND = [
     "push", "pull", "ls", "show", "path", "rm", "pin", "unpin", "evict", "volume ls", "run", "ps", "stop", "wait",
     "up", "down", "restart", "pair", "node ls", "node rename", "status", "du", "gc", "verify", "config ls",
-    "config get", "config set", "config edit", "version", "help", "completion",
+    "config get", "config set", "config edit", "version", "help", "completion", "volume create", "volume show",
+    "volume set", "volume rm", "volume restore", "cp", "mv", "cat", "mkdir", "history", "restore", "conflicts",
+    "resolve", "locks", "snapshot create", "snapshot ls", "snapshot rm", "watch", "drain", "undrain",
 ]  # fmt: skip
 
 
@@ -155,6 +189,7 @@ def test_errors_of_the_words(serving: Serving, cli: Cli, model: str) -> None:
     refused(cli("run", "llama-70b", "x", "--seed", str(1 << 70)), 2)
     refused(cli("show", "a\x00b"), 2, "UTF-8")
     refused(cli("show", "a\udc80b"), 2, "UTF-8")
+    refused(cli("push", "a\udc80b"), 2, "UTF-8")
     refused(cli("config", "get", "store.kep_free"), 2, "store.keep_free")
     refused(cli("--home"), 2, "--home")
 
@@ -283,7 +318,12 @@ def test_config_set_keeps_the_rest(cli: Cli, home: Path) -> None:
     assert cli("config", "get", "store.keep_free").out == "50GB\n"
     assert cli("config", "get", "links.direct").out == "10.0.0.0/24,10.1.0.0/24\n"
     assert cli("config", "get", "listen.port").out == "7400\n"
-    for words in (["listen.port", "x"], ["listen.port", "70000"], ["log.level", "loud"], ["log.levl", "info"]):
+    for words in (
+        ["listen.port", "x"],
+        ["listen.port", "70000"],
+        ["log.level", "loud"],
+        ["log.levl", "info"],
+    ):
         refused(cli("config", "set", *words), 2)
     assert (home / "config.toml").read_text() == text
     (home / "config.toml").write_text("[store\n")

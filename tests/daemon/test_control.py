@@ -23,8 +23,9 @@ from tbshare.client import Client
 from tbshare.daemon import control
 from tbshare.daemon.control import Emit, Handlers
 from tbshare.errors import DiskFull, FormatInvalid, ObjectInUse, StoreUnusable, TbshareError, UsageError
-from tbshare.wire import local, report
+from tbshare.wire import files, local, report
 from tbshare.wire.envelope import Opener, seal
+from tbshare.wire.where import Where
 
 R = TypeVar("R")
 
@@ -73,6 +74,13 @@ class Few:
             self.cancelled.set()
             raise
         return report.RunReport(tokens=params.max_tokens)
+
+    async def file_read(self, params: files.FileReadParams, emit: Emit) -> files.FileRead:
+        assert params.length is not None
+        for offset in range(0, params.length, files.CHUNK_BYTES_MAX):
+            await emit(files.Chunk(offset, bytes(files.CHUNK_BYTES_MAX)))
+            self.emitted += 1
+        return files.FileRead("", params.length, params.length)
 
     async def verify(self, params: local.VerifyParams, emit: Emit) -> report.VerifyReport:
         for number in range(20_000):
@@ -202,6 +210,47 @@ async def test_a_slow_client_holds_up_nobody_else(home: Path) -> None:
             event = (await slow.answer()).event
             assert isinstance(event, report.Text)
             assert event.text.startswith(f"{number} ")
+
+
+async def test_a_file_that_is_read_slowly_does_not_fill_the_memory(home: Path) -> None:
+    chunks = 64
+    async with served(home) as few, raw(home) as slow:
+        await slow.hello()
+        params = files.FileReadParams(Where("film"), length=chunks * files.CHUNK_BYTES_MAX)
+        await slow.send(2, "file_read", params)
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        waiting = few.emitted * files.CHUNK_BYTES_MAX
+        assert waiting <= control.EVENT_BYTES_WAITING + 2 * files.CHUNK_BYTES_MAX  # one is on its way, one is sent
+        for number in range(chunks):
+            event = (await slow.answer()).event
+            assert isinstance(event, files.Chunk)
+            assert event.offset == number * files.CHUNK_BYTES_MAX
+        assert (await slow.answer()).result
+
+
+async def test_calls_of_one_client_that_wait_for_room_all_go_on(home: Path) -> None:
+    async with served(home), raw(home) as slow:
+        await slow.hello()
+        for identifier in (2, 3, 4):
+            params = files.FileReadParams(Where("film"), length=16 * files.CHUNK_BYTES_MAX)
+            await slow.send(identifier, "file_read", params)
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        ended: set[int] = set()
+        with trio.fail_after(10):
+            while len(ended) < 3:
+                answer = await slow.answer()
+                if answer.result:
+                    ended.add(answer.id)
+
+
+async def test_what_fails_in_the_caller_is_not_the_daemons_fault(home: Path) -> None:
+    def broken(data: bytes) -> None:
+        raise BrokenPipeError("nobody reads")
+
+    async with served(home):
+        params = files.FileReadParams(Where("film"), length=files.CHUNK_BYTES_MAX)
+        with pytest.raises(BrokenPipeError, match="nobody reads"):
+            await asked(home, lambda client: client.file_read(params, broken))
 
 
 async def test_progress_that_nobody_reads_is_replaced_by_newer(home: Path) -> None:

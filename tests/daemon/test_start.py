@@ -73,13 +73,27 @@ def test_a_config_that_is_wrong(make_node: Make, text: str, said: str) -> None:
     assert said in refusal(make_node("ada", text))
 
 
-@pytest.mark.parametrize("name", ["log.db", "device.key", "FORMAT"])
+@pytest.mark.parametrize("name", ["device.key", "FORMAT"])
 def test_damaged_files(make_node: Make, name: str) -> None:
     ada = make_node("ada")
     with running(ada):
         pass
     (ada.home / name).write_bytes(os.urandom(3000))
     assert name in refusal(ada)
+
+
+def test_a_damaged_log_is_kept_and_said(make_node: Make) -> None:
+    """The node starts: its bytes are there, and what the log lost comes from the others once it is paired."""
+    ada = make_node("ada")
+    with running(ada):
+        pass
+    junk = os.urandom(3000)
+    (ada.home / "log.db").write_bytes(junk)
+    with running(ada):
+        (line,) = [each.text for each in ada.status().attention if "log.db" in each.text]
+    assert "damaged" in line
+    assert "log.db.damaged-1" in line
+    assert (ada.home / "log.db.damaged-1").read_bytes() == junk
 
 
 def test_a_daemon_ends_politely_and_leaves_no_socket(make_node: Make) -> None:

@@ -1,0 +1,327 @@
+"""Copies: from this machine into a volume, from a volume to this machine, from one volume to another."""
+
+import os
+import threading
+import time
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path as LocalPath
+
+import trio
+
+from tbshare.daemon import local_tree
+from tbshare.daemon.control import Emit
+from tbshare.daemon.files import Files
+from tbshare.daemon.local_tree import Attributes as LocalAttributes
+from tbshare.daemon.processes import Process
+from tbshare.daemon.reading import pieces_of, puts_of
+from tbshare.daemon.service import Service
+from tbshare.daemon.taking import Taken, Taking, first_trouble
+from tbshare.errors import (
+    DiskFull,
+    InputRefused,
+    Interrupted,
+    PathIsDirectory,
+    PathNotDirectory,
+    TbshareError,
+    UsageError,
+    innermost,
+)
+from tbshare.store import adopt
+from tbshare.volumes.item import Item, Path
+from tbshare.volumes.volume import Handle
+from tbshare.wire.files import Copying, CopyReport, FileCopyParams
+from tbshare.wire.report import Started, Warned
+from tbshare.wire.where import Where
+
+SAY_SECONDS = 0.25
+WARNINGS_SHOWN = 20
+
+
+@dataclass
+class Progress:
+    """How far a copy is, over all of its sources."""
+
+    bytes_total: int = 0
+    files_total: int = 0
+    started: float = field(default_factory=time.monotonic)
+    taken: Taken = field(default_factory=Taken)
+    before: list[Taken] = field(default_factory=list[Taken])
+
+    def event(self) -> Copying:
+        """Return it as an event."""
+        parts = [*self.before, self.taken]
+        done = sum(part.bytes for part in parts)
+        return Copying(
+            max(0, done),
+            self.bytes_total,
+            sum(part.files for part in parts),
+            self.files_total,
+            os.fsencode(self.taken.path.encode("utf-8", "replace").decode()),
+            max(0, done) / max(time.monotonic() - self.started, 1e-6),
+        )
+
+    def next(self, taken: Taken) -> None:
+        """Go on with another source."""
+        self.before.append(self.taken)
+        self.taken = taken
+
+    def report(self) -> CopyReport:
+        """Return what it came to."""
+        parts = [*self.before, self.taken]
+        return CopyReport(
+            files=sum(part.files for part in parts),
+            directories=sum(part.directories for part in parts),
+            size_bytes=max(0, sum(part.bytes for part in parts)),
+            files_same=sum(part.files_skipped for part in parts),
+            files_shared=sum(part.shared for part in parts),
+            files_moved=sum(part.moved for part in parts),
+            seconds=time.monotonic() - self.started,
+        )
+
+
+class Copies:
+    """Answers file_copy, and takes in what a new volume is made from."""
+
+    def __init__(self, service: Service, files: Files) -> None:
+        self.service, self.files = service, files
+
+    async def file_copy(self, params: FileCopyParams, emit: Emit) -> CopyReport:
+        """Copy as `cp` does."""
+        if not params.sources:
+            raise UsageError("nothing was named to copy", cure="tbshare cp SOURCE VOLUME:/path")
+        if not params.target.volume and any(not source.volume for source in params.sources):
+            raise UsageError("neither side is in a volume", cure="tbshare cp PATH VOLUME:/path")
+        if params.move and (not params.target.volume or any(source.volume for source in params.sources)):
+            raise UsageError("--move goes from this machine into a volume", cure="tbshare mv inside a volume")
+        what = f"{params.sources[0]} to {params.target}"
+
+        async def work(process: Process, stop: threading.Event, progress: Progress) -> None:
+            if params.target.volume:
+                await self._into_volume(params, stop, progress)
+            else:
+                await self._to_local(params, stop, progress)
+
+        return await self._run(what, emit, work)
+
+    async def take_in(self, volume: str, source: bytes, *, move: bool, emit: Emit) -> CopyReport:
+        """Take a local directory in as the content of a volume; what is there already is not read again."""
+        _, handle = await self.files.open(Where(volume), writing=True)
+        if not os.path.isdir(source):  # noqa: ASYNC240
+            raise InputRefused(f"{os.fsdecode(source)} is not a directory", cure="--from DIR")
+
+        async def work(process: Process, stop: threading.Event, progress: Progress) -> None:
+            await self._take(handle, source, (), stop, progress, recursive=True, resume=True, move=move)
+
+        return await self._run(f"{os.fsdecode(source)} to {volume}:/", emit, work)
+
+    # running ---------------------------------------------------------------------------------------------------
+
+    async def _run(
+        self,
+        what: str,
+        emit: Emit,
+        work: Callable[[Process, threading.Event, Progress], Awaitable[None]],
+    ) -> CopyReport:
+        """Do the work as a process that can be stopped, and say how far it is."""
+        process = self.service.processes.begin("copy", what)
+        await emit(Started(process.id))
+        stop, progress = threading.Event(), Progress()
+        process.on_stop = stop.set
+
+        async def say() -> None:
+            while True:
+                event = progress.event()
+                process.bytes_done, process.bytes_total = event.bytes_done, event.bytes_total
+                process.rate = event.rate
+                await emit(event)
+                await trio.sleep(SAY_SECONDS)
+
+        failure: BaseException | None = None
+        with process.ending():
+            with process.scope:
+                try:
+                    async with trio.open_nursery() as nursery:
+                        nursery.start_soon(say)
+                        try:
+                            async with self.service.taking_in():
+                                await work(process, stop, progress)
+                        finally:
+                            stop.set()  # a cancellation reaches the threads so
+                        nursery.cancel_scope.cancel()
+                except* TbshareError as group:
+                    failure = innermost(group)
+            if process.scope.cancelled_caught:
+                raise Interrupted(f"{process.id} was stopped", cure="the same again")
+            if failure is not None:
+                raise failure
+            await self._warn(progress, emit)
+            process.end("done")
+        await emit(progress.event())
+        return progress.report()
+
+    @staticmethod
+    async def _warn(progress: Progress, emit: Emit) -> None:
+        parts = [*progress.before, progress.taken]
+        troubles = [text for part in parts for text in part.troubles]
+        for text in [text for part in parts for text in part.warnings][:WARNINGS_SHOWN] + troubles:
+            await emit(Warned(text))
+        for part in parts:
+            error = first_trouble(part)
+            if error is not None:
+                raise error
+
+    # into a volume ---------------------------------------------------------------------------------------------
+
+    async def _into_volume(self, params: FileCopyParams, stop: threading.Event, progress: Progress) -> None:
+        _, handle = await self.files.open(params.target, writing=True)
+        target = params.target.parts
+        there = await self.files.look(handle, target, lambda: handle.find(target))
+        inside = there is not None and there.kind == "directory"
+        if not inside and (params.into or len(params.sources) > 1):
+            raise PathNotDirectory(f"{params.target} is no directory", cure=f"tbshare mkdir {params.target}")
+        for source in params.sources:
+            name = os.path.basename(source.path.rstrip(b"/"))
+            path = (*target, name) if inside and name else target
+            if source.volume:
+                await self._between(source, handle, path, stop, progress, recursive=params.recursive)
+            else:
+                recursive = params.recursive
+                await self._take(handle, source.path, path, stop, progress, recursive=recursive, move=params.move)
+
+    async def _take(
+        self,
+        handle: Handle,
+        source: bytes,
+        path: Path,
+        stop: threading.Event,
+        progress: Progress,
+        *,
+        recursive: bool,
+        resume: bool = False,
+        move: bool = False,
+    ) -> None:
+        service = self.service
+        note = f"{adopt.NOTE}{os.fsdecode(source)}"
+
+        def keep(tree: bytes) -> None:
+            service.log.pins.add(tree, note=note)
+
+        def locked(paths: Sequence[Path]) -> AbstractContextManager[None]:
+            return service.locks.held_in_thread(handle, paths)
+
+        def work() -> None:
+            files, size = local_tree.count(source)
+            progress.files_total, progress.bytes_total = progress.files_total + files, progress.bytes_total + size
+            taking = Taking(
+                service.store,
+                handle,
+                locked,
+                stop=stop,
+                resume=resume,
+                keep=keep if move else None,
+            )
+            progress.next(taking.taken)
+            taking.tree(source, path, recursive=recursive)
+
+        await trio.to_thread.run_sync(work)
+
+    async def _between(
+        self,
+        source: Where,
+        handle: Handle,
+        path: Path,
+        stop: threading.Event,
+        progress: Progress,
+        *,
+        recursive: bool,
+    ) -> None:
+        """Copy inside this node's volumes: new names for the same bytes."""
+        _, other = await self.files.open(source)
+        item = await trio.to_thread.run_sync(other.lookup, source.parts)
+        if item.kind == "directory" and not recursive:
+            raise PathIsDirectory(f"{source} is a directory", cure="tbshare cp -r")
+        if other.id == handle.id and path[: len(source.parts)] == source.parts and item.kind == "directory":
+            raise UsageError(f"{source} cannot be copied into itself", cure="choose another target")
+        taken = Taken()
+        progress.next(taken)
+
+        def work() -> None:
+            for part in puts_of(other, source.parts, path):
+                if stop.is_set():
+                    raise Interrupted("stopped; what was copied so far is there", cure="the same again")
+                there = [put.path for put in part if put.kind != "directory" and handle.find(put.path)]
+                with self.service.locks.held_in_thread(handle, there):
+                    handle.put_many(part)
+                files = [put for put in part if put.content is not None]
+                taken.files += len(files)
+                taken.shared += len(files)
+                taken.directories += len(part) - len(files)
+                taken.bytes += sum(put.content.size for put in files if put.content is not None)
+
+        await trio.to_thread.run_sync(work)
+
+    # to this machine -------------------------------------------------------------------------------------------
+
+    async def _to_local(self, params: FileCopyParams, stop: threading.Event, progress: Progress) -> None:
+        target = params.target.path
+        inside = await trio.to_thread.run_sync(os.path.isdir, target)
+        if not inside and (params.into or len(params.sources) > 1):
+            raise InputRefused(f"{os.fsdecode(target)} is no directory", cure="mkdir it")
+        for source in params.sources:
+            _, handle = await self.files.open(source)
+            parts = source.parts
+            item = await self.files.look(handle, parts, lambda: handle.lookup(parts))  # noqa: B023
+            if item.is_directory and not params.recursive:
+                raise PathIsDirectory(f"{source} is a {item.kind}", cure="tbshare cp -r")
+            name = source.parts[-1] if source.parts else b""
+            real = os.path.join(target, name) if inside and name else target
+            progress.next(Taken())
+            await self._give(handle, source.parts, item, real, stop, progress)
+
+    async def _give(
+        self, handle: Handle, path: Path, item: Item, real: bytes, stop: threading.Event, progress: Progress
+    ) -> None:
+        """Write one item, and all that is in it, to this machine."""
+        if stop.is_set():
+            raise Interrupted("stopped; what was copied so far is there", cure="the same again")
+        taken = progress.taken
+        taken.path = str(LocalPath(os.fsdecode(real)))
+        attributes = LocalAttributes(item.mode, item.mtime_ns, dict(item.xattrs))
+        if (item.version and not item.inside) or item.kind == "bundle":
+            await self.service.spread.need(handle.id, item.file, item.version)
+        if item.is_directory:
+            await trio.to_thread.run_sync(local_tree.make_directory, real)
+            taken.directories += 1
+            for each in await trio.to_thread.run_sync(handle.list, path):
+                try:
+                    await self._give(
+                        handle, (*path, each.name), each, os.path.join(real, each.name), stop, progress
+                    )
+                except DiskFull:
+                    raise
+                except (TbshareError, OSError) as error:
+                    if isinstance(error, Interrupted):
+                        raise
+                    taken.trouble(f"{os.fsdecode(os.path.join(real, each.name))}: {error}")
+            await trio.to_thread.run_sync(local_tree.describe_directory, real, attributes)
+            return
+        if item.kind == "link":
+            await trio.to_thread.run_sync(local_tree.write_link, real, item.content, item.mtime_ns)
+        else:
+            await trio.to_thread.run_sync(partial(self._write, item, real, attributes, stop, taken))
+        taken.files += 1
+
+    def _write(
+        self, item: Item, real: bytes, attributes: LocalAttributes, stop: threading.Event, taken: Taken
+    ) -> None:
+        def pieces() -> Iterator[bytes]:
+            for piece in pieces_of(self.service.store, item.content):
+                if stop.is_set():
+                    raise Interrupted("stopped; what was copied so far is there", cure="the same again")
+                yield piece
+                taken.bytes += len(piece)
+
+        local_tree.write_file(real, pieces(), attributes, size=item.size)
