@@ -1,4 +1,5 @@
-"""Three nodes on this machine: pair, push a real model, verify, push a changed copy, answer from mapped weights.
+"""Three nodes on this machine: pair, push a real model, verify, push a changed copy, answer from mapped weights,
+edit one file of a shared volume on two nodes that cannot hear of each other.
 
 Every step runs the command line a user would type. Everything lies in one temporary directory, which is gone at
 the end, with the daemons, whatever happens. The downloaded model file is kept in the user's cache.
@@ -24,6 +25,7 @@ from bench import smollm
 NODES = ("ada", "grace", "edith")
 QUESTION = "What is the capital of France?"
 MOVED = re.compile(r"already, (.+) moved")
+WAIT_SECONDS = 30.0
 CODE = re.compile(r"\b\d+(?:-[a-z]+){2}\b")
 
 
@@ -86,13 +88,17 @@ class Demo:
         """Start three daemons and pair them."""
         self.step("2. three nodes, each with its own store and key; one code for each newcomer")
         for node in NODES:
-            self.run_quietly(node, "up", "--name", node, "--listen", "127.0.0.1", "--port", str(self.ports[node]))
+            self.up(node)
         for newcomer in NODES[1:]:
             self.pair(NODES[0], newcomer)
         self.show(NODES[0], "node", "ls")
         names = {node["name"] for node in self.ask(NODES[2], "node", "ls")["nodes"] if node["state"] != "away"}
         assert names == set(NODES), names
         self.proved(f"{NODES[2]} paired with {NODES[0]} alone, and knows {NODES[1]} from the signed member list")
+
+    def up(self, node: str) -> None:
+        """Start a node's daemon."""
+        self.run_quietly(node, "up", "--name", node, "--listen", "127.0.0.1", "--port", str(self.ports[node]))
 
     def run_quietly(self, node: str, *words: str) -> None:
         """Run a command whose output nobody needs unless it fails."""
@@ -143,12 +149,53 @@ class Demo:
         self.show(NODES[2], "run", "smollm2", QUESTION, "--max-tokens", "32")
         self.proved("the model answered from the store's own pages, no second copy of the weights in memory")
 
+    def volume(self) -> None:
+        """Save one file on two nodes, each while it is alone."""
+        self.step("7. a shared volume: two nodes save one file, each while the other is away")
+        ada, grace, edith = NODES
+        note = self.folder / "cut.txt"
+        note.write_text("first\n")
+        self.show(ada, "volume", "create", "film")
+        self.show(ada, "cp", str(note), "film:/cut.txt")
+        self.until_shown(1)
+        for node in (grace, edith):
+            self.run_quietly(node, "down")
+        self.save(ada, note)
+        self.run_quietly(ada, "down")
+        self.up(grace)
+        self.save(grace, note)
+        self.up(ada)
+        self.up(edith)
+        self.until_shown(2)
+        self.show(edith, "ls", "film:/")
+        self.show(edith, "history", "film:/cut.txt")
+        self.proved("both saves are there, on every node, and both are shown; nothing was overwritten")
+
+    def save(self, node: str, note: Path) -> None:
+        """Save a node's own words over the file."""
+        note.write_text(f"as {node} cut it\n")
+        self.show(node, "cp", str(note), "film:/cut.txt")
+
+    def until_shown(self, count: int) -> None:
+        """Wait until every node shows so many files."""
+        end = time.monotonic() + WAIT_SECONDS
+        while any(self.shown(node) != count for node in NODES):
+            if time.monotonic() > end:
+                raise SystemExit(f"demo: not every node shows {count} files after {WAIT_SECONDS:.0f} s")
+            time.sleep(0.1)
+
+    def shown(self, node: str) -> int:
+        """Return how many files a node shows; none while it does not know the volume."""
+        done = subprocess.run(self.command(node, "ls", "film:/", "--json"), capture_output=True, check=False)
+        return len(json.loads(done.stdout)["items"]) if done.returncode == 0 else 0
+
     def end(self) -> None:
         """Say how it goes on."""
         print(f"\nAll of it took {time.monotonic() - self.started:.0f} s. On your own two machines:\n")
         print("  tbshare up && tbshare pair                 # here: shows a code")
         print("  tbshare up && tbshare pair CODE@ADDRESS    # on the other machine")
-        print("  tbshare push path/to/model                 # and it is on both\n")
+        print("  tbshare push path/to/model                 # and it is on both")
+        print("  tbshare volume create film                 # a place for files, the same on both\n")
 
     def clean_up(self) -> None:
         """End the daemons and delete everything; whoever presses Ctrl-C again waits for that."""
@@ -184,6 +231,7 @@ def main() -> int:
         demo.verify()
         demo.push_again(model)
         demo.run()
+        demo.volume()
         demo.end()
     except subprocess.CalledProcessError as error:
         print(f"demo: `{' '.join(map(str, error.cmd[5:]))}` ended with status {error.returncode}", file=sys.stderr)

@@ -12,6 +12,7 @@ from tbshare.errors import DaemonUnreachable, InputRefused, TbshareError
 from tbshare.wire.local import PullParams, PushParams
 from tbshare.wire.report import AnyEvent, Nodes
 from tests.nodes import MIB, Node, random_model, running, until
+from tests.volume_nodes import create, names, place, read, write
 
 Three = tuple[Node, Node, Node]
 
@@ -63,6 +64,29 @@ def test_promise_2_bytes_are_checked_and_rot_is_repaired(three: Three, tmp_path:
     with rotten.client() as client:
         directory = Path(client.path("promise-2-reuse").directory)
     assert (directory / "again.weights").read_bytes() == (other / "again.weights").read_bytes()
+
+
+def test_promise_3_no_save_overwrites_one_made_elsewhere(three: Three, tmp_path: Path) -> None:
+    """Any order, any crash: tests/simulation. Here: two nodes save one file while neither hears of the other."""
+    ada, grace, edith = three
+    create(ada, "promise-3")
+    write(ada, "promise-3:/cut.txt", b"first", tmp_path)
+    until("all know it", lambda: all(names(node, "promise-3:/") == ["cut.txt"] for node in three))
+    grace.stop()
+    edith.stop()
+    write(ada, "promise-3:/cut.txt", b"ada's", tmp_path)
+    ada.stop()
+    grace.start()
+    write(grace, "promise-3:/cut.txt", b"grace's", tmp_path)
+    ada.start()
+    edith.start()
+    for node in three:
+        until("both are shown", lambda node=node: len(names(node, "promise-3:/")) == 2)  # type: ignore[misc]
+        shown = {name: read(node, f"promise-3:/{name}") for name in names(node, "promise-3:/")}
+        assert set(shown.values()) == {b"ada's", b"grace's"}
+        assert "cut.txt" in shown
+        with node.client() as client:
+            assert len(client.history(place("promise-3:/cut.txt")).lines) == 3
 
 
 def test_promise_4_a_read_succeeds_while_one_copy_can_be_reached(three: Three, tmp_path: Path) -> None:
