@@ -100,14 +100,14 @@ class _Table:
         self.drop(grant.key, grant.node)
         name = (grant.key, grant.node)
         self.grants[name] = grant
-        for id_ in (grant.id, *grant.ancestors):
+        for id_ in {grant.id, *grant.ancestors}:
             self._here.setdefault((grant.volume, id_), set()).add(name)
 
     def drop(self, key: Key, node: bytes) -> Grant | None:
         name = (key, node)
         grant = self.grants.pop(name, None)
         if grant is not None:
-            for id_ in (grant.id, *grant.ancestors):
+            for id_ in {grant.id, *grant.ancestors}:
                 names = self._here[grant.volume, id_]
                 names.discard(name)
                 if not names:
