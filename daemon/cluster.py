@@ -151,7 +151,9 @@ class Cluster:
 
     def _attention(self, nodes: list[NodeLine], free: int) -> list[Attention]:
         service = self.service
-        lines = [Attention("log", text, "tbshare node ls") for text in service.log.attention()]
+        damaged = service.log.damaged  # said with its own cure
+        told = [text for text in service.log.attention() if text != damaged]
+        lines = [Attention("log", text, "tbshare node ls") for text in told]
         lines += [Attention("store", text, "tbshare verify") for text in service.store.notices]
         for path, object_id, blocks in service.store.index.quarantined():
             if not service.store.is_whole(object_id):
