@@ -20,7 +20,11 @@ ROWS = {
     "memory": ("memory", 1, "anonymous memory while 20 GB pass"),
     "cli": ("cli", 5, "CPU of the command line"),
     "run": ("mapped", 5, "the time to a usable model"),
+    "ops": ("ops", 5, "durable ops per second of one user and of 32"),
     "fold": ("fold", 5, "ops of a volume folded, while it grows to 1,000,000 files"),
+    "million": ("million", 5, "a volume of 1,000,000 files: memory, start, ls, one save (three minutes)"),
+    "apart": ("apart", 1, "two nodes 100,000 ops apart agree (root)"),
+    "visible": ("visible", 1, "a save on one node until the other sees it"),
     "dedup": ("dedup", 1, "where to cut: the threshold for tensors of their own"),
     "alignment": ("alignment", 1, "how many tensors can be mapped as they lie"),
 }

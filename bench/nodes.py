@@ -69,9 +69,9 @@ class Node:
         return done.stdout
 
     def up(self) -> None:
-        """Start the daemon."""
+        """Start the daemon, again with the port it had."""
         listen = ["--listen", self.listen] if self.listen else []
-        self.command("up", "--port", "0", "--name", self.name, *listen)
+        self.command("up", "--port", str(self.port), "--name", self.name, *listen)
         with self.client() as client:
             state = client.status()
         self.pid, self.port = state.pid, state.port
