@@ -3,7 +3,7 @@
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
 
 import trio
@@ -23,6 +23,7 @@ from tbshare.wire.report import Checked, DiskUse, DuLine, GcReport, HeldLine, Pr
 
 _log = logging.getLogger("tbshare.daemon.keep")
 GC_SECONDS = 3600.0
+TICK_SECONDS = 300.0  # of its clock, a volume loses at most so much by a crash
 REPAIR_SECONDS = 60.0  # that `verify --repair` waits for the blocks it asked for
 
 
@@ -35,7 +36,9 @@ class Keep:
     async def run(self) -> None:
         """Verify what peers complained of, and collect garbage from time to time; for ever."""
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._collect_now_and_then)
+            nursery.start_soon(self._again_and_again, GC_SECONDS, self._collect)
+            nursery.start_soon(self._again_and_again, GC_SECONDS, self._compact)
+            nursery.start_soon(self._again_and_again, TICK_SECONDS, self._tick)
             while True:
                 await self.service.provider.suspected.wait()
                 self.service.provider.suspected = trio.Event()
@@ -54,13 +57,24 @@ class Keep:
             if damage is not None:
                 await self._quarantine(damage)
 
-    async def _collect_now_and_then(self) -> None:
+    @staticmethod
+    async def _again_and_again(seconds: float, work: Callable[[], Awaitable[None]]) -> None:
         while True:
-            await trio.sleep(GC_SECONDS)
+            await trio.sleep(seconds)
             try:
-                await self.gc(GcParams())
-            except Exception:  # noqa: BLE001 - tried again in an hour
-                _log.exception("garbage was not collected")
+                await work()
+            except Exception:  # noqa: BLE001 - it is tried again
+                _log.exception("%s failed", work.__name__)
+
+    async def _collect(self) -> None:
+        await self.gc(GcParams())
+
+    async def _compact(self) -> None:
+        packed = await trio.to_thread.run_sync(self.service.log.compact)
+        _log.debug("%d entries of the log were packed", packed)
+
+    async def _tick(self) -> None:
+        await trio.to_thread.run_sync(self.service.volumes.tick)
 
     # garbage ---------------------------------------------------------------------------------------------------
 
@@ -78,7 +92,7 @@ class Keep:
             )
             trees |= set(service.replicator.jobs)
             live, live_trees = await trio.to_thread.run_sync(living, service, trees)
-            versions = partial(living_versions, service, state, time.time_ns(), now=params.now)
+            versions = partial(living_versions, service, state, now=params.now)
             of_versions, bundles = await trio.to_thread.run_sync(versions)
             live |= of_versions
             live_trees |= bundles

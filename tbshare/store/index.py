@@ -15,19 +15,21 @@ from threading import RLock
 
 from tbshare.content import bits
 from tbshare.content.bits import Bits
-from tbshare.content.block import BlockId, ObjectId
+from tbshare.content.block import HASH_BYTES, BlockId, ObjectId
 from tbshare.content.manifest import Manifest
 from tbshare.errors import DiskFull, StoreUnusable
 from tbshare.store.pack import Kind, Place
 
 LEVEL = 1
 _VARIABLES_MAX = 500  # in one statement
+_FOLDED = 4096  # ids at once; a power of two
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS records (
     id BLOB NOT NULL, kind INTEGER NOT NULL, pack INTEGER NOT NULL,
     offset INTEGER NOT NULL, length INTEGER NOT NULL,
     PRIMARY KEY (id, kind)
 ) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS records_by_place ON records (pack, offset);
 CREATE TABLE IF NOT EXISTS packs (number INTEGER PRIMARY KEY, scanned INTEGER NOT NULL);
 -- state: 'whole' or 'partial'; place: 'exact', 'shifted' or 'packed'
 CREATE TABLE IF NOT EXISTS objects (
@@ -167,6 +169,24 @@ class Index:
             rows = self._connection.execute(query, (pack,)).fetchall()
         return [(Kind(row[0]), row[1], Place(*row[2:])) for row in rows]
 
+    def records_from(self, pack: int, offset: int) -> list[tuple[Kind, bytes, Place]]:
+        """Return the records that lie in a pack from this byte on."""
+        query = "SELECT kind, id, pack, offset, length FROM records WHERE pack=? AND offset>=?"
+        with self._lock:
+            rows = self._connection.execute(query, (pack, offset)).fetchall()
+        return [(Kind(row[0]), row[1], Place(*row[2:])) for row in rows]
+
+    def packs_named(self) -> set[int]:
+        """Return the packs that records point into."""
+        found: set[int] = set()
+        number, query = -1, "SELECT MIN(pack) FROM records WHERE pack>?"
+        while True:  # one after the other by the index: DISTINCT would read them all
+            with self._lock:
+                (next_,) = self._connection.execute(query, (number,)).fetchone()
+            if next_ is None:
+                return found
+            found.add(number := int(next_))
+
     def living_bytes(self) -> dict[int, int]:
         """Return how many bytes of each pack are records of the index."""
         with self._lock:
@@ -230,6 +250,54 @@ class Index:
         with self._lock:
             rows = self._connection.execute("SELECT id FROM objects WHERE state!='whole'").fetchall()
         return [ObjectId(row[0]) for row in rows]
+
+    def is_each_packed(self) -> bool:
+        """Say whether the contents that rest in packs are those of the packed objects: read once, in no order."""
+        contents = self._fingerprint("SELECT id FROM records WHERE kind=3")
+        return contents == self._fingerprint("SELECT id FROM objects WHERE place='packed' AND state='whole'")
+
+    def _fingerprint(self, query: str) -> tuple[int, int]:
+        """Return number and XOR of the ids that a query gives."""
+        count = total = 0
+        with self._lock:
+            cursor = self._connection.execute(query)
+            while rows := cursor.fetchmany(_FOLDED):
+                count += len(rows)
+                part, width = int.from_bytes(b"".join([row[0] for row in rows]), "big"), _FOLDED * HASH_BYTES * 8
+                while width > HASH_BYTES * 8:  # one half over the other, until one id is left
+                    width //= 2
+                    part = part >> width ^ part & (1 << width) - 1
+                total ^= part
+        return count, total
+
+    def packed_without_content(self) -> list[ObjectId]:
+        """Return the objects that should rest in a pack and do not."""
+        query = (
+            "SELECT id FROM objects WHERE place='packed' AND state='whole' AND NOT EXISTS"
+            " (SELECT 1 FROM records WHERE records.id=objects.id AND kind=?)"
+        )
+        with self._lock:
+            return [ObjectId(row[0]) for row in self._connection.execute(query, (int(Kind.CONTENT),))]
+
+    def content_without_object(self) -> list[ObjectId]:
+        """Return the ids of contents that rest in a pack and of which no whole object is known."""
+        query = (
+            "SELECT id FROM records WHERE kind=? AND NOT EXISTS"
+            " (SELECT 1 FROM objects WHERE objects.id=records.id AND state='whole')"
+        )
+        with self._lock:
+            return [ObjectId(row[0]) for row in self._connection.execute(query, (int(Kind.CONTENT),))]
+
+    def files_of_objects(self, first: int) -> list[Row]:
+        """Return the objects that are files, of which the id begins with this byte."""
+        query = (
+            "SELECT key, id, size, state, place, present FROM objects"
+            " WHERE id>=? AND id<? AND (place!='packed' OR state!='whole')"
+        )
+        end = bytes([first + 1]) if first < 255 else bytes([255]) * 33
+        with self._lock:
+            rows = self._connection.execute(query, (bytes([first]), end)).fetchall()
+        return [self._row(row) for row in rows]
 
     def objects(self) -> list[Row]:
         """Return all objects."""

@@ -3,6 +3,7 @@
 The disk is the truth. What cannot be explained is moved to quarantine/, never deleted.
 """
 
+import contextlib
 import os
 import sqlite3
 import time
@@ -18,7 +19,7 @@ from tbshare.store import disk
 from tbshare.store.arriving import Arriving
 from tbshare.store.home import Home
 from tbshare.store.index import Index
-from tbshare.store.pack import Kind, Packs, Place
+from tbshare.store.pack import Packs
 
 
 class Recovering(Protocol):
@@ -84,14 +85,11 @@ def read_packs(packs: Packs, index: Index) -> None:
     The index may know more than the packs: a record that was appended and not synced when the power went.
     """
     scanned = index.scanned()
-    known: dict[int, list[tuple[Kind, bytes, Place]]] = {}
-    for row in index.records():
-        known.setdefault(row[2].pack, []).append(row)
     for number in packs.numbers():
         start = scanned.get(number, 0)
         size = packs.path(number).stat().st_size
         start = start if start <= size else 0
-        doubtful = [row for row in known.get(number, ()) if row[2].offset >= start]
+        doubtful = index.records_from(number, start)
         if start == size and not doubtful:
             continue
         with index.transaction():
@@ -104,7 +102,7 @@ def read_packs(packs: Packs, index: Index) -> None:
                     end = found.place.offset + found.place.length
             index.set_scanned(number, end)
         packs.cut_tail(number, end)
-    for number in {*scanned, *known} - set(packs.numbers()):
+    for number in {*scanned, *index.packs_named()} - set(packs.numbers()):
         index.forget_pack(number)
 
 
@@ -117,33 +115,41 @@ def _manifest(store: Recovering, object_id: ObjectId) -> Manifest | None:
 
 def _packed_objects(store: Recovering) -> None:
     index = store.index
-    contents = {record_id for _, record_id, _ in index.records(Kind.CONTENT)}
-    for row in index.objects():
-        if row.place == "packed" and row.whole and row.id not in contents:
-            index.remove_object(row.id)
-    whole = {row.id for row in index.objects() if row.whole}
-    for record_id in contents - whole:
-        found = _manifest(store, ObjectId(record_id))
+    if index.is_each_packed():
+        return
+    for object_id in index.packed_without_content():
+        index.remove_object(object_id)
+    for object_id in index.content_without_object():
+        found = _manifest(store, object_id)
         if found is not None:
             index.put_object(found, whole=True, place="packed")
 
 
 def _whole_objects(store: Recovering) -> None:
+    """Compare the files of whole objects with the index, one folder after the other."""
+    folders = {path.name: path for path in store.home.folder("objects").iterdir() if len(path.name) == 2}
+    for first in range(256):
+        _whole_objects_in(store, folders.get(f"{first:02x}"), first)
+
+
+def _whole_objects_in(store: Recovering, folder: Path | None, first: int) -> None:
     index = store.index
-    rows = {row.id: row for row in index.objects()}
+    rows = {row.id: row for row in index.files_of_objects(first)}
     seen: set[ObjectId] = set()
-    for path in sorted(store.home.folder("objects").glob("??/*")):
-        name, _, suffix = path.name.partition(".")
+    with os.scandir(folder) if folder is not None else contextlib.nullcontext(()) as entries:
+        ordered = sorted(entries, key=lambda each: each.name)
+    for each in ordered:
+        name, _, suffix = each.name.partition(".")
         place = suffix or "exact"
         try:
             object_id = ObjectId(bytes.fromhex(name))
         except ValueError:
             continue
         found = _manifest(store, object_id)
-        if found is None or path.stat().st_size != _file_size(found, place):
-            put_aside(store.home, path)
+        if found is None or each.stat().st_size != _file_size(found, place):
+            put_aside(store.home, Path(each.path))
             store.notices.append(
-                f"{path.name} was put into quarantine: nothing says what it is, or its size is wrong"
+                f"{each.name} was put into quarantine: nothing says what it is, or its size is wrong"
             )
             continue
         seen.add(object_id)
@@ -152,7 +158,7 @@ def _whole_objects(store: Recovering) -> None:
             index.put_object(found, whole=True, place=place)
             store.home.partial(object_id).unlink(missing_ok=True)
     for row in rows.values():
-        if row.whole and row.place != "packed" and row.id not in seen:
+        if row.whole and row.id not in seen:
             index.remove_object(row.id)
             store.notices.append(f"object {row.id.hex()[:12]} is gone from the disk")
 
@@ -165,7 +171,8 @@ def _file_size(found: Manifest, place: str) -> int:
 
 def _partial_objects(store: Recovering) -> None:
     index = store.index
-    rows = {row.id: row for row in index.objects() if not row.whole}
+    partial = [row for each in index.partial_objects() if (row := index.object(each)) is not None]
+    rows = {row.id: row for row in partial}
     for path in store.home.folder("partial").iterdir():
         try:
             object_id = ObjectId(bytes.fromhex(path.name))

@@ -10,6 +10,7 @@ from tbshare.volumes.branches import Known
 from tbshare.volumes.entry import (
     SEEN_MAX,
     UNTIL_MAX,
+    At,
     Entry,
     Genesis,
     MemberAdd,
@@ -82,16 +83,6 @@ class Log(LogFile):
                 raise UsageError("that is no cluster to join", cure="tbshare pair")
             meta = {"cluster": cluster, "sponsor": certificate, "sponsor_name": name.encode()}
             self._commit([], meta)
-
-    def trusted(self) -> dict[bytes, bytes]:
-        """Return node id -> certificate of every other node we talk to: members, and who let us in."""
-        with self._lock:
-            certificates = {node: member.certificate for node, member in self._who.members.items()}
-            sponsor = self._meta("sponsor")
-            if sponsor and not certificates:  # nothing of the cluster's log has arrived yet
-                certificates[node_of_certificate(sponsor)] = sponsor
-            certificates.pop(self._owner.node, None)
-            return certificates
 
     def add_member(self, certificate: bytes, name: str, role: Role = "admin") -> Entry:
         """Append the MemberAdd of the node this certificate belongs to; NotPermitted when it was removed."""
@@ -247,9 +238,11 @@ class Log(LogFile):
 
     def repaired(self) -> None:
         """Note that what damage had lost is here again."""
-        with self._lock, self._database.transaction() as connection:
-            connection.execute("DELETE FROM meta WHERE key = 'damaged'")
+        with self._lock:
+            with self._database.transaction() as connection:
+                connection.execute("DELETE FROM meta WHERE key = 'damaged'")
             self.damaged = ""
+            self._note_members()
 
     def lacks(self, known: Known) -> bool:
         """Say whether there is anything that is not known there."""
@@ -303,6 +296,13 @@ class Log(LogFile):
                 return others
             held = {node: self._branches.known(self.acknowledged(node)) for node in others}
             return [node for node in others if not self._branches.covered(held[node], known)]
+
+    def all_have(self, heads: Sequence[At]) -> bool:
+        """Say whether every other member has acknowledged all up to these places."""
+        with self._lock:
+            others = [node for node in self._who.members if node != self._owner.node]
+            held = [self._branches.known(self.acknowledged(node)) for node in others]
+            return all(self._branches.covered(known, head) for known in held for head in heads)
 
     def _entry_of_hash(self, hash_: bytes) -> Entry | None:
         if hash_ in self._concerning:

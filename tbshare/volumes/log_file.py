@@ -11,7 +11,8 @@ all, are read from the disk when they are asked for.
 import logging
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, Protocol, Self, cast
 
@@ -22,16 +23,32 @@ from tbshare.volumes.acknowledged import Acknowledgements
 from tbshare.volumes.batch import Batch, Queue, groups_of
 from tbshare.volumes.branches import Branch, Known
 from tbshare.volumes.database import Database, suspicion_of
-from tbshare.volumes.entry import AnyOp, At, Entry, FileOp, KnownOp, Signer, make_entry
+from tbshare.volumes.entry import (
+    AnyOp,
+    At,
+    Entry,
+    FileOp,
+    KnownOp,
+    Signer,
+    make_entry,
+    node_of_certificate,
+)
 from tbshare.volumes.fold import State, fold, in_order
 from tbshare.volumes.holds import Leases, Pins
 from tbshare.volumes.log_rows import Stored, read
-from tbshare.volumes.membership import Membership, concerns_cluster, has_statement, membership
+from tbshare.volumes.members_file import MembersFile
+from tbshare.volumes.membership import (
+    Membership,
+    concerns_cluster,
+    has_statement,
+    membership,
+)
 from tbshare.volumes.upgrade import upgrade
 from tbshare.wire.message import Head
 
 _log = logging.getLogger("tbshare.volumes.log")
 ATTENTION_MAX: Final = 100
+RUN_BYTES: Final = 3  # of ids.RUN_BITS
 
 Listener = Callable[[Sequence[tuple[int, Entry]]], None]
 
@@ -55,6 +72,7 @@ class LogFile:
         clock_ns: Callable[[], int],
         *,
         random_bytes: Callable[[int], bytes] = secrets.token_bytes,
+        members: MembersFile | None = None,
     ) -> None:
         """Use `open`."""
         self._database = database
@@ -83,6 +101,8 @@ class LogFile:
             self._incarnation = random_bytes(HASH_BYTES)
             self._set_meta("incarnation", self._incarnation)
         self._who = self._membership()
+        self._members = members or MembersFile()
+        self._note_members()
 
     @classmethod
     def open(
@@ -98,22 +118,28 @@ class LogFile:
         From a damaged file what can be read is taken into a new one, and `damaged` says so.
         """
         salvage.finish(path)
+        members = MembersFile.beside(path)
         try:
-            return cls._opened(path, owner, clock_ns, random_bytes)
+            return cls._opened(path, owner, clock_ns, random_bytes, members)
         except LogDamaged as error:
             _log.error("%s", error)
-        said = salvage.salvage(path, owner.node, clock_ns=clock_ns)
+        said = salvage.salvage(path, owner.node, cluster=members.cluster, clock_ns=clock_ns)
         _log.error("%s", said)
         suspicion_of(path).unlink(missing_ok=True)
-        return cls._opened(path, owner, clock_ns, random_bytes)
+        return cls._opened(path, owner, clock_ns, random_bytes, members)
 
     @classmethod
     def _opened(
-        cls, path: Path, owner: Owner, clock_ns: Callable[[], int], random_bytes: Callable[[int], bytes]
+        cls,
+        path: Path,
+        owner: Owner,
+        clock_ns: Callable[[], int],
+        random_bytes: Callable[[int], bytes],
+        members: MembersFile,
     ) -> Self:
         database = Database(path)
         try:
-            log = cls(database, owner, clock_ns, random_bytes=random_bytes)
+            log = cls(database, owner, clock_ns, random_bytes=random_bytes, members=members)
             if suspicion_of(path).exists():
                 log.check()
                 suspicion_of(path).unlink()
@@ -149,6 +175,27 @@ class LogFile:
         concerning = [*self._concerning.values(), *[entry for entry in also if concerns_cluster(entry)]]
         return membership(in_order(concerning), self._cluster, self._before)
 
+    def trusted(self) -> dict[bytes, bytes]:
+        """Return node id -> certificate of every other node we talk to: members, and who let us in.
+
+        While the log is damaged these are the members there were before, as far as none of them was removed.
+        """
+        with self._lock:
+            certificates = {node: member.certificate for node, member in self._who.members.items()}
+            sponsor = self._meta("sponsor")
+            if sponsor and not certificates:  # nothing of the cluster's log has arrived yet
+                certificates[node_of_certificate(sponsor)] = sponsor
+            if self.damaged and self._members.cluster == self._cluster:
+                known = self._members.certificates.items()
+                certificates |= {node: text for node, text in known if node not in self._who.removed}
+            certificates.pop(self._owner.node, None)
+            return certificates
+
+    def _note_members(self) -> None:
+        """Keep beside the log whom we talk to; what a damaged log says of that is not all."""
+        if self._cluster and not self.damaged:
+            self._members.write(self._cluster, self.trusted())
+
     def _before(self, entry: Entry, place: At) -> bool | None:
         """Say whether an entry is at or before a place; None when that is not known here."""
         with self._lock:
@@ -157,6 +204,22 @@ class LogFile:
                     return None
                 self._places[place] = self._branches.known([place])
             return self._branches.covered(self._places[place], entry)
+
+    def take_run(self, bits: int) -> bool:
+        """Note for good that ids with these random bits are given; False when they were before."""
+        with self._lock:
+            taken = self._meta("id_runs")
+            run = bits.to_bytes(RUN_BYTES, "big")
+            if run in {taken[place : place + RUN_BYTES] for place in range(0, len(taken), RUN_BYTES)}:
+                return False
+            self._set_meta("id_runs", taken + run)
+            return True
+
+    @contextmanager
+    def standing_still(self) -> Generator[None, None, None]:
+        """Let nothing be committed meanwhile."""
+        with self._lock:
+            yield
 
     # ---- writing --------------------------------------------------------------------------------------
 
@@ -254,6 +317,7 @@ class LogFile:
         awaited = self._who.awaited and any(entry.hash in self._who.awaited for entry in entries)
         if changed_cluster or awaited or any(has_statement(entry) for entry in concerning):
             self._who = self._membership()
+            self._note_members()
         self._unfolded += concerning
         if changed_cluster or awaited:
             self._state = None

@@ -27,7 +27,9 @@ ROWS_BEYOND: Final = 10_000  # looked for after the last that was read, when not
 ENTRIES_AT_ONCE: Final = 1000
 SUFFIXES: Final = ("", "-wal", "-shm")
 _ENVELOPE = re.compile(rb"\x92(?=[\xc4\xc5\xc6])")  # how an entry begins: two values, the first a byte string
-_KEPT_META: Final = frozenset({"cluster", "sponsor", "sponsor_name"})  # a new incarnation: no seq is used twice
+_KEPT_META: Final = frozenset(  # a new incarnation: no seq is used twice
+    {"cluster", "sponsor", "sponsor_name", "id_runs"}
+)
 
 
 @dataclass
@@ -50,8 +52,11 @@ def finish(path: Path) -> None:
         _with(new, suffix).unlink(missing_ok=True)
 
 
-def salvage(path: Path, node: bytes, *, clock_ns: Callable[[], int]) -> str:
-    """Put a new log.db in the place of a damaged one; return a sentence about what became of it."""
+def salvage(path: Path, node: bytes, *, cluster: bytes = b"", clock_ns: Callable[[], int]) -> str:
+    """Put a new log.db in the place of a damaged one; return a sentence about what became of it.
+
+    `cluster` is what this node is known to be in, for a file that does not say so any more.
+    """
     found = _read(path)
     for data in (path, _with(path, "-wal")):
         for encoded in _carved(data):
@@ -61,7 +66,7 @@ def salvage(path: Path, node: bytes, *, clock_ns: Callable[[], int]) -> str:
     said = f"log.db was damaged: {len(entries)} entries could be read, the file is kept as {kept.name}"
     meta = {name: value for name, value in found.meta.items() if name in _KEPT_META}
     meta["damaged"] = said.encode()
-    cluster = meta.get("cluster") or _cluster_of(entries, node)
+    cluster = meta.get("cluster") or cluster or _cluster_of(entries, node)
     if cluster:
         meta["cluster"] = cluster
     _write(_beside(path, "new"), entries, found, meta, (clock_ns(), said))

@@ -322,3 +322,18 @@ def test_present_blocks_are_kept_as_runs(store: Store) -> None:
     row = store.row(found.id)
     assert row is not None
     assert row.present == 0b10
+
+
+def test_an_index_that_is_wrong_about_as_many_as_it_lacks_is_mended(
+    store: Store, source: Path, open_store: OpenStore
+) -> None:
+    ingest(store, source)
+    packed = [row.id for row in store.index.objects() if row.place == "packed"]
+    lost, unknown = packed[0], packed[1]
+    store.index.remove_record(Kind.CONTENT, lost)
+    store.index.set_scanned(1, store.packs.path(1).stat().st_size)
+    store.index.remove_object(unknown)
+    store.close()
+    store = open_store()
+    assert not store.is_whole(lost), "nothing says where it lies"
+    assert store.is_whole(unknown)
