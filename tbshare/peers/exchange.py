@@ -35,6 +35,7 @@ class _Side:
     heads: list[Head] = field(default_factory=list[Head])  # in its last Vector
     told: list[Head] = field(default_factory=list[Head])  # in the last Acknowledged
     asked_again: bool = False
+    unkept: bool = False  # it sent entries that could not be stored, as on a full disk
 
 
 class Exchange:
@@ -100,6 +101,7 @@ class Exchange:
             received = self.log.receive(encoded)
         except (DiskFull, StoreUnusable, OSError) as error:
             _log.warning("entries from %s could not be kept: %s", peer[:4].hex(), error)
+            side.unkept = True
             return []
         for reason in received.rejected[:10]:
             _log.info("of %d entries from %s: %s", len(encoded), peer[:4].hex(), reason)
@@ -117,6 +119,13 @@ class Exchange:
         """Find out whether what was lost by damage here has come back: when we have all that a peer has."""
         if self.log.damaged and side.heads and all(self.log.has(head) for head in side.heads):
             self.log.repaired()
+
+    def again(self) -> Said:
+        """Ask once more for what could not be stored; the peers think that it is here. Call it now and then."""
+        unkept = [peer for peer, side in self._sides.items() if side.unkept]
+        for peer in unkept:
+            self._sides[peer].unkept = False
+        return [(peer, Vector(self.log.summary())) for peer in unkept]
 
     def due(self, peer: bytes) -> Entries | None:
         """Return the next part of what a peer lacks, None when it has all; it counts as sent."""

@@ -268,7 +268,13 @@ class Leasing:
             self._known.forget(peer.node)
             self._told.add(peer.node)
         self._known.ended(message.ended, peer.node)
-        heard = [self._grant(lease, peer.node, epoch=lease.epoch) for lease in message.leases]
+        state = await self.mesh.state()
+        may_write = {lease.volume_id: state.may_write(lease.volume_id, peer.node) for lease in message.leases}
+        heard = [
+            self._grant(lease, peer.node, epoch=lease.epoch)
+            for lease in message.leases
+            if may_write[lease.volume_id]
+        ]
         self._known.heard(heard, trio.current_time())
 
     async def _on_joined(self, peer: Peer) -> None:

@@ -42,6 +42,7 @@ REDIAL_SECONDS_MIN, REDIAL_SECONDS_MAX = 0.25, 5.0
 STAGGER_SECONDS = 0.15  # between dialling one address of a peer and the next
 GATHER_SECONDS = 0.005  # what is committed closer together goes in one message: the peer syncs once for it
 SMALL_PART_ENTRIES = 256
+ASK_AGAIN_SECONDS = 5.0
 ACKNOWLEDGE_SECONDS = 0.25  # entries that come closer together are acknowledged together
 ADDRESSES_MAX, ADDRESS_LETTERS_MAX = 32, 300
 NODES_MAX = 256  # whose addresses are remembered
@@ -211,6 +212,12 @@ class Mesh:
                         self._to_acknowledge = trio.Event()
             await self._say(await self._exchanged(self.exchange.acknowledgements))
 
+    async def _ask_again(self) -> None:
+        """Ask for what could not be stored: there may be room meanwhile."""
+        while True:
+            await trio.sleep(ASK_AGAIN_SECONDS)
+            await self._say(await self._exchanged(self.exchange.again))
+
     async def _exchanged(self, call: Callable[..., Answer], *arguments: object) -> Answer:
         """Call into the exchange, in a thread, one at a time."""
         async with self._exchanging:
@@ -250,6 +257,7 @@ class Mesh:
             self._token = trio.lowlevel.current_trio_token()
             nursery.start_soon(self._spread_grown)
             nursery.start_soon(self._acknowledge)
+            nursery.start_soon(self._ask_again)
             dialling: set[bytes] = set()
 
             async def keep_dialling(node: bytes) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
-from tbshare.volumes.entry import Describe, Entry, FileOp, Move, Place, Remove, Save
+from tbshare.volumes.entry import FILE_OPS, Entry, FileOp
 from tbshare.volumes.fold import State
 from tbshare.volumes.log import Log
 from tbshare.volumes.tables import Tables
@@ -16,11 +16,7 @@ Ops = list[tuple[int, FileOp]]
 
 def ops_for(volume: int, entry: Entry) -> Ops:
     """Return the ops of an entry that are about this volume's files, each with its number in the entry."""
-    return [
-        (index, op)
-        for index, op in enumerate(entry.ops)
-        if isinstance(op, Place | Move | Remove | Save | Describe) and op.volume == volume
-    ]
+    return [(index, op) for index, op in enumerate(entry.ops) if isinstance(op, FILE_OPS) and op.volume == volume]
 
 
 def counted(state: State, volume: int, entry: Entry) -> bool:

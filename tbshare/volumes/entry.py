@@ -14,9 +14,9 @@ changes no old entry. An op whose kind this version does not know, or that a new
 kept byte for byte as `UnknownOp`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import Annotated, Final, Protocol, cast, get_args
+from typing import Annotated, Any, Final, Protocol, cast, get_args
 
 import msgspec
 from cryptography import x509
@@ -27,6 +27,7 @@ from tbshare.content.block import HASH_BYTES, named_hash
 from tbshare.errors import FormatInvalid
 from tbshare.volumes.ops import (
     CERTIFICATE_BYTES_MAX,
+    FILE_OPS,
     HEADS_SEEN_MAX,
     KIND_LETTERS_MAX,
     LINK_BYTES_MAX,
@@ -74,6 +75,7 @@ from tbshare.wire import limits
 __all__ = [
     "CERTIFICATE_BYTES_MAX",
     "ENTRY_CONTEXT",
+    "FILE_OPS",
     "HEADS_SEEN_MAX",
     "KIND_LETTERS_MAX",
     "LAMPORT_MAX",
@@ -248,24 +250,38 @@ def decode_op(raw: bytes | msgspec.Raw, level: int) -> AnyOp:
 
 def _check(op: KnownOp) -> None:
     """Check what the types do not say; FormatInvalid when it does not hold."""
-    match op:
-        case Place() | Move():
-            if op.name in _NOT_NAMES or b"/" in op.name or b"\0" in op.name:
-                raise FormatInvalid(f"{op.name!r} is no name of a file")
-        case Save():
-            if op.contents != "link" and len(op.content) != HASH_BYTES:
-                raise FormatInvalid(f"a content id of {len(op.content)} bytes")
-        case Describe():
-            size = sum([len(name) + len(value or b"") for name, value in op.xattrs.items()])
-            if size > XATTRS_BYTES_MAX:
-                raise FormatInvalid(f"extended attributes of {size} bytes; {XATTRS_BYTES_MAX} are allowed")
-        case MemberAdd():
-            if node_of_certificate(op.certificate) != op.node:
-                raise FormatInvalid("a certificate belongs to another node than the op says")
-            if len(op.cluster) not in (0, HASH_BYTES):
-                raise FormatInvalid(f"a cluster id of {len(op.cluster)} bytes")
-        case _:
-            pass
+    check = _checks.get(op.__class__)
+    if check is not None:
+        check(op)
+
+
+def _check_name(op: Place | Move) -> None:
+    if op.name in _NOT_NAMES or b"/" in op.name or b"\0" in op.name:
+        raise FormatInvalid(f"{op.name!r} is no name of a file")
+
+
+def _check_save(op: Save) -> None:
+    if len(op.content) != HASH_BYTES and op.contents != "link":
+        raise FormatInvalid(f"a content id of {len(op.content)} bytes")
+
+
+def _check_describe(op: Describe) -> None:
+    if op.xattrs:
+        size = sum([len(name) + len(value or b"") for name, value in op.xattrs.items()])
+        if size > XATTRS_BYTES_MAX:
+            raise FormatInvalid(f"extended attributes of {size} bytes; {XATTRS_BYTES_MAX} are allowed")
+
+
+def _check_member(op: MemberAdd) -> None:
+    if node_of_certificate(op.certificate) != op.node:
+        raise FormatInvalid("a certificate belongs to another node than the op says")
+    if len(op.cluster) not in (0, HASH_BYTES):
+        raise FormatInvalid(f"a cluster id of {len(op.cluster)} bytes")
+
+
+_checks: Final[dict[type, Callable[[Any], None]]] = {
+    Place: _check_name, Move: _check_name, Save: _check_save, Describe: _check_describe, MemberAdd: _check_member
+}  # fmt: skip
 
 
 def _unknown_op(data: bytes, level: int, error: Exception) -> UnknownOp:
@@ -279,8 +295,9 @@ def _unknown_op(data: bytes, level: int, error: Exception) -> UnknownOp:
         raise FormatInvalid("an op has no kind")
     if kind in _known_kinds and level <= LEVEL:
         raise FormatInvalid(f"a malformed op of kind {kind}: {error}") from error
-    known_volume = isinstance(volume, str) and len(volume) <= VOLUME_LETTERS_MAX
-    return UnknownOp(raw=data, kind=kind, volume=cast("str", volume) if known_volume else "")
+    named = isinstance(volume, str) and len(volume) <= VOLUME_LETTERS_MAX
+    named = named or (isinstance(volume, int) and not isinstance(volume, bool))
+    return UnknownOp(raw=data, kind=kind, volume=cast("str | int", volume) if named else "")
 
 
 def _canonical(data: bytes) -> object:

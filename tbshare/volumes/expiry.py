@@ -1,6 +1,12 @@
 """Giving up old versions of a volume on this node: what `retention` decides, from the tables and to them."""
 
+from collections.abc import Collection
+from math import inf
+
+import msgspec
+
 from tbshare.volumes import past, seeing
+from tbshare.volumes.entry import At
 from tbshare.volumes.opened import Opened
 from tbshare.volumes.policy import keeps_history
 from tbshare.volumes.retention import Past, expired
@@ -19,9 +25,10 @@ def expire(opened: Opened, disk_bytes: int) -> list[tuple[int, int]]:
     tick(opened)
     kept: dict[int, bool] = {}
     pasts: list[Past] = []
-    for one in opened.tables.superseded():
-        if one.here == Here.EXPIRED:
-            continue
+    known_until = _known_until(opened)
+    old = [one for one in opened.tables.superseded() if one.here != Here.EXPIRED and one.since < known_until]
+    needed = _in_snapshots(opened, {one.row.file for one in old})
+    for one in old:
         row = one.row
         if row.file not in kept:
             paths = seeing.paths(opened, row.file, dead=True)
@@ -34,7 +41,7 @@ def expire(opened: Opened, disk_bytes: int) -> list[tuple[int, int]]:
                 content=row.content,
                 size=row.size,
                 age_seconds=opened.tables.clock - one.since,
-                needed=_in_snapshot(opened, row.file, row.version),
+                needed=(row.file, row.version) in needed,
                 keeps_history=kept[row.file],
             )
         )
@@ -43,10 +50,37 @@ def expire(opened: Opened, disk_bytes: int) -> list[tuple[int, int]]:
     return going
 
 
-def _in_snapshot(opened: Opened, file: int, version: int) -> bool:
-    """Say whether a snapshot shows this version."""
-    for snapshot in opened.shared.state.snapshots(opened.id):
-        row = past.as_of(opened, snapshot.name).tables.file(file)
-        if row is not None and row.alive and any(head.version == version for head in row.heads):
-            return True
-    return False
+def _known_until(opened: Opened) -> float:
+    """Return the time, on the volume's clock, of which every member has seen what had been saved and removed.
+
+    Another member may copy what it still sees, or name it in a snapshot, without having the bytes.
+    """
+    log, tables = opened.shared.log, opened.tables
+    if log.all_have(log.at()):
+        return inf
+    noted = tables.fact("seen")
+    seen = msgspec.msgpack.decode(noted, type=_Seen) if noted else _Seen()
+    if log.all_have(seen.heads):
+        seen = _Seen(seen.next, tables.clock, log.at())
+        tables.note("seen", msgspec.msgpack.encode(seen))
+    return seen.until
+
+
+class _Seen(msgspec.Struct, frozen=True, array_like=True):
+    """What all have seen, and what is waited for: when they have these heads, they have seen all until `next`."""
+
+    until: float = 0.0
+    next: float = 0.0
+    heads: tuple[At, ...] = ()
+
+
+def _in_snapshots(opened: Opened, files: Collection[int]) -> set[tuple[int, int]]:
+    """Return the versions of these files that some snapshot shows, as (file, version)."""
+    found: set[tuple[int, int]] = set()
+    for snapshot in opened.shared.state.snapshots(opened.id) if files else ():
+        tables = past.as_of(opened, snapshot.name).tables
+        for file in files:
+            row = tables.file(file)
+            if row is not None and row.alive:
+                found.update([(file, head.version) for head in row.heads])
+    return found

@@ -87,7 +87,7 @@ class State:
     who: Membership
     refs: Mapping[tuple[str, str], tuple[RefVersion, ...]]  # (volume, name) folded -> versions, newest last
     refs_removed: tuple[RefRemoved, ...]
-    read_only: Mapping[str, str]  # folded volume name, or "*" for all -> why
+    read_only: Mapping[str | int, str]  # a volume's folded name or id, or "*" for all -> why
     lamport: int  # the highest seen
     entries: tuple[Entry, ...]  # in order; those without ops of the cluster may be left out
     before: Before | None = field(default=None, compare=False)
@@ -253,7 +253,10 @@ class State:
 
     def why_read_only(self, volume: str) -> str:
         """Return why nothing may be written to the volume, or ""."""
-        return self.read_only.get(EVERY_VOLUME) or self.read_only.get(folded(volume), "")
+        name = folded(volume)
+        known = self.volumes.get(name)
+        keys = (EVERY_VOLUME, name, known.id if known is not None else EVERY_VOLUME)
+        return next((self.read_only[key] for key in keys if key in self.read_only), "")
 
 
 @dataclass
@@ -271,7 +274,7 @@ class _Folding:
     put_away: dict[int, dict[tuple[str, str], list[RefRemoved]]] = field(  # with the volume they are in
         default_factory=dict[int, dict[tuple[str, str], list[RefRemoved]]]
     )
-    read_only: dict[str, str] = field(default_factory=dict[str, str])
+    read_only: dict[str | int, str] = field(default_factory=dict[str | int, str])
 
     def volume_set(self, op: VolumeSet, entry: Entry, place: int) -> None:
         """Set options; the refs of a volume of models go and come back with it."""
@@ -356,7 +359,8 @@ class _Folding:
 
     def unknown(self, op: UnknownOp) -> None:
         why = f"a newer version of tbshare wrote {shown(op.kind)} into it; upgrade this node"
-        self.read_only.setdefault(folded(op.volume) if op.volume else EVERY_VOLUME, why)
+        volume = folded(op.volume) if isinstance(op.volume, str) else op.volume
+        self.read_only.setdefault(EVERY_VOLUME if volume == "" else volume, why)
 
     def take(self, entry: Entry) -> None:
         """Fold the ops of one entry that counts."""

@@ -2,12 +2,14 @@
 
     20 bits of the node's key | 21 random bits, drawn at each start | 22 bits counting from 1
 
-So no two nodes, nor two runs of one node (not even of a restored or cloned one), give the same id, an id tells
-whose it is, and the ids of one run are in order, which keeps them side by side in a table. They are never given
-twice, and serve as inode numbers. 0 is the root directory of each volume.
+An id tells whose it is, and the ids of one run are in order, which keeps them side by side in a table. They are
+never given twice, and serve as inode numbers: bits that this store drew before are drawn again, and those of a
+restored or cloned one, which does not know them all, differ by chance. 0 is the root directory of each volume.
 """
 
+from collections.abc import Callable
 from random import Random
+from threading import Lock
 from typing import Final
 
 NODE_BITS: Final = 20
@@ -27,19 +29,25 @@ def given_by(number: int, owner: int) -> bool:
 
 
 class Ids:
-    """Gives the ids of one run of a node."""
+    """Gives the ids of one run of a node, to any thread."""
 
-    def __init__(self, node: bytes, random: Random) -> None:
+    def __init__(self, node: bytes, random: Random, take_run: Callable[[int], bool] = lambda _: True) -> None:
+        """`take_run` notes random bits for good; False when they were noted before."""
         self._owner = owner_of(node) << RUN_BITS
         self._random = random
+        self._take_run = take_run
+        self._lock = Lock()
         self._next: int = 0
         self._end: int = 0
 
     def new(self) -> int:
         """Return an id that nothing has."""
-        if self._next == self._end:
-            run = self._owner | self._random.getrandbits(RUN_BITS)
-            self._next = (run << COUNT_BITS) + 1
-            self._end = (run + 1) << COUNT_BITS
-        self._next += 1
-        return self._next - 1
+        with self._lock:
+            if self._next == self._end:
+                while not self._take_run(bits := self._random.getrandbits(RUN_BITS)):
+                    pass
+                run = self._owner | bits
+                self._next = (run << COUNT_BITS) + 1
+                self._end = (run + 1) << COUNT_BITS
+            self._next += 1
+            return self._next - 1

@@ -31,7 +31,7 @@ class Large(msgspec.Struct, frozen=True):
     size: int
 
 
-class Item(msgspec.Struct, frozen=True):
+class Item(msgspec.Struct, frozen=True, gc=False):  # no cycle can be made of it, and there may be many
     """One name as it is shown: a file, a directory, a bundle or a symbolic link.
 
     `id` serves as inode number: hard links share it, and a head shown under a name of its own has another.

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from tbshare.content.ref import folded
-from tbshare.volumes.entry import At, Entry, FileOp, Genesis, MemberAdd, MemberRemove, MemberRename, Role
+from tbshare.volumes.entry import FILE_OPS, At, Entry, Genesis, MemberAdd, MemberRemove, MemberRename, Role
 
 Before = Callable[[Entry, At], bool | None]  # is the entry at or before this place; None: the place is not known
 
@@ -101,7 +101,7 @@ class _Add(NamedTuple):
 
 def concerns_cluster(entry: Entry) -> bool:
     """Say whether the entry has an op that is not of a volume's files alone."""
-    return not all(isinstance(op, FileOp) for op in entry.ops)
+    return not all(isinstance(op, FILE_OPS) for op in entry.ops)
 
 
 def has_statement(entry: Entry) -> bool:

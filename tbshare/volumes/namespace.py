@@ -16,6 +16,7 @@ Counts are kept along the way, so that the cost of an op depends on the op and n
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, Protocol, TypeVar
 
+from tbshare.content.tree import large_of
 from tbshare.volumes.entry import OPS_MAX, Describe, Entry, FileOp, Move, Place, Remove, Save
 from tbshare.volumes.heads import in_order
 from tbshare.volumes.ids import COUNT_BITS, ROOT, RUN_BITS, owner_of
@@ -28,10 +29,12 @@ from tbshare.volumes.rows import (
     MoveRow,
     NameRow,
     VersionRow,
+    version_of_large,
 )
 
 Batch = Iterable[tuple[Entry, Sequence[tuple[int, FileOp]]]]  # each op with its index in the entry
 
+SIZE_MAX: Final = (1 << 63) - 1  # of one file with its forks, as counted: sizes are what a member says they are
 _OWNER_SHIFT: Final = RUN_BITS + COUNT_BITS
 _NUMBERS: Final = [index.to_bytes(2, "big") for index in range(OPS_MAX)]
 
@@ -265,7 +268,7 @@ class Namespace:
         elif len(heads) == 1:
             weight = heads[0].size
         else:
-            weight = sum([head.size for head in file.shown_heads()])
+            weight = min(sum([head.size for head in file.shown_heads()]), SIZE_MAX)
         before = file.weight
         if weight != before:
             file.weight = weight
@@ -443,7 +446,7 @@ class Namespace:
 
     # attributes ----------------------------------------------------------------------------------------------
 
-    def _describe(self, op: Describe, stamp: bytes, _time_ns: int, _owner: int) -> None:
+    def _describe(self, op: Describe, stamp: bytes, time_ns: int, _owner: int) -> None:
         row: DirectoryRow | FileRow
         if op.directory:
             row = self.directories[op.id]
@@ -466,7 +469,19 @@ class Namespace:
             known = attributes.xattrs.get(name)
             if known is None or known[1] < stamp:
                 attributes.xattrs[name] = (xattr, stamp)
+            large = large_of(name, xattr) if xattr is not None else None
+            if large is not None:
+                self._save_large(op.id, *large, stamp, time_ns)
         attributes.xattrs = dict(sorted(attributes.xattrs.items()))  # equal rows are equal bytes
+
+    def _save_large(self, number: int, content: bytes, size: int, stamp: bytes, time_ns: int) -> None:
+        """Note that the bytes of a large attribute belong to the volume, as those of versions do."""
+        key = number, version_of_large(content)
+        known = self._known_version(key)
+        if known is None or stamp < known.stamp:
+            row = self.versions[key] = VersionRow(*key, (), "xattr", content, size, 0, 0, stamp, time_ns)
+            if known is None:
+                self._changes.versions.append(row)
 
 
 def _stamp_of(row: VersionRow | NameRow | MoveRow) -> bytes:

@@ -8,6 +8,7 @@ from threading import Lock
 from typing import Final, TypeVar
 
 from tbshare.errors import QuotaExceeded, VolumeReadOnly
+from tbshare.volumes.asof import counted
 from tbshare.volumes.batch import OPS_BYTES_MAX
 from tbshare.volumes.claims import Claims
 from tbshare.volumes.entry import OPS_MAX, Entry, FileOp, encode_op
@@ -16,10 +17,12 @@ from tbshare.volumes.ids import Ids
 from tbshare.volumes.item import TreeAccess
 from tbshare.volumes.log import Log
 from tbshare.volumes.policy import Policy
-from tbshare.volumes.shown import clash_key
+from tbshare.volumes.shown import clash_key, may_be_generated
 from tbshare.volumes.tables import Tables
 
 Looked = TypeVar("Looked", bound="Look")
+FOLDS_KNOWN: Final = 64
+STEPS_KNOWN: Final = 1000  # directories that paths went through lately
 AUTHOR_BYTES: Final = 8  # of a node's key, in the rows
 
 
@@ -29,6 +32,7 @@ class Look:
 
     alone: frozenset[Hashable]
     together: frozenset[Hashable]
+    rests: frozenset[int] | None = None  # files and directories that decide what was found; None: more than these
 
 
 @dataclass
@@ -57,11 +61,17 @@ class Opened:
     damage: str = ""  # why the tables are not what the log says
     ticked: float = 0.0  # the clock when the volume's own clock was last told
     folds: int = 0  # how often something was folded
+    touched: tuple[frozenset[int] | None, ...] = ()  # by each of the last folds; None: directories went elsewhere
+    makings: int = 0  # how often the tables were made anew
     claims: Claims = field(default_factory=Claims)
-    snapshots: "dict[bytes, Opened]" = field(default_factory=dict[bytes, "Opened"])  # by the entry that made them
+    snapshots: "dict[tuple[bytes, int], Opened]" = field(  # by the entry that made them, and `makings`
+        default_factory=dict[tuple[bytes, int], "Opened"]
+    )
     snapshots_lock: Lock = field(default_factory=Lock)
     _known: Volume | None = None  # as it was last
     _pending_bytes: int = 0
+    _steps: dict[int, dict[bytes, int]] = field(default_factory=dict[int, dict[bytes, int]])  # directory -> in it
+    _steps_lock: Lock = field(default_factory=Lock)
     _pending_lock: Lock = field(default_factory=Lock)
 
     def __post_init__(self) -> None:
@@ -102,7 +112,8 @@ class Opened:
         if newer:
             return newer
         if not state.may_write(self.id, self.shared.node):
-            who = "its owner writes it" if volume.mode == "owner" else "this node's role in it is to read"
+            role = state.role(self.shared.node, self.id)
+            who = "its owner writes it" if volume.mode == "owner" else f"this node's role in it is {role}"
             return f"volume {volume.name} takes no writes from this node: {who}"
         return ""
 
@@ -116,6 +127,8 @@ class Opened:
         entry = self.shared.log.append(ops)
         if self.damage:
             raise VolumeReadOnly(f"{self.damage}; what was saved is in the log, and shows when there is room")
+        if not counted(self.shared.state, self.id, entry):  # another role came between the look and the commit
+            raise VolumeReadOnly(self.why_read_only() or "this did not count", cure="tbshare volume ls")
         return entry
 
     @contextmanager
@@ -124,13 +137,40 @@ class Opened:
         while True:
             folds, looked = self.folds, look()
             with self.claims.hold(looked.alone, looked.together):
-                if self.folds != folds:
+                if self.folds != folds and self._touches(looked, folds):
                     again = look()
                     if not (again.alone <= looked.alone and again.together <= looked.together | looked.alone):
                         continue
                     looked = again
                 yield looked
                 return
+
+    def folded(self, touched: frozenset[int] | None) -> None:
+        """Note a fold, and what it touched."""
+        with self._steps_lock:
+            self.touched = (*self.touched[1 - FOLDS_KNOWN :], touched)
+            self.folds += 1
+            for parent in list(self._steps) if touched is None else touched:
+                self._steps.pop(parent, None)
+
+    def step(self, parent: int, name: bytes) -> int | None:
+        """Return the directory that a directory shows under a name; None when that must be looked up."""
+        return self._steps.get(parent, {}).get(name)
+
+    def note_step(self, parent: int, name: bytes, directory: int, folds: int) -> None:
+        """Remember what was looked up, if nothing was folded since `folds`."""
+        with self._steps_lock:
+            if self.folds == folds and not may_be_generated(name):  # such a name hangs on more than its directory
+                if len(self._steps) >= STEPS_KNOWN:
+                    self._steps.clear()
+                self._steps.setdefault(parent, {})[name] = directory
+
+    def _touches(self, look: Look, folds: int) -> bool:
+        """Say whether a fold since that one may have changed what was found."""
+        since, touched = self.folds - folds, self.touched
+        if look.rests is None or since >= min(FOLDS_KNOWN, len(touched)):
+            return True
+        return any(one is None or not one.isdisjoint(look.rests) for one in touched[-since - 1 :])
 
     @contextmanager
     def room_for(self, more_bytes: int) -> Generator[None, None, None]:

@@ -42,8 +42,11 @@ Contents = Literal["file", "bundle", "link"]
 Mode = Literal["models", "media", "owner"]
 
 
-class Op(msgspec.Struct, frozen=True, tag_field="kind", omit_defaults=True, forbid_unknown_fields=True):
-    """Base of all ops. Fields added later need one of the defaults "", 0, False, b"" or ()."""
+class Op(msgspec.Struct, frozen=True, tag_field="kind", omit_defaults=True, forbid_unknown_fields=True, gc=False):
+    """Base of all ops. Fields added later need one of the defaults "", 0, False, b"" or ().
+
+    Values, which hold no cycle: the garbage collector need not look at them.
+    """
 
 
 class Genesis(Op, frozen=True, tag="genesis"):
@@ -228,11 +231,11 @@ class Describe(Op, frozen=True, tag="describe"):
 
 @dataclass(frozen=True, slots=True)
 class UnknownOp:
-    """An op of a newer version, kept byte for byte; `volume` is empty when it names none."""
+    """An op of a newer version, kept byte for byte; `volume`, a name or an id, is empty when it names none."""
 
     raw: bytes
     kind: str
-    volume: str
+    volume: str | int
 
 
 ClusterOp = (
@@ -249,5 +252,6 @@ ClusterOp = (
     | RefRemove
 )
 FileOp = Place | Move | Remove | Save | Describe  # of one volume's namespace: volumes/namespace.py
+FILE_OPS: Final = (Save, Place, Describe, Remove, Move)  # the same for isinstance, which is asked of every op
 KnownOp = ClusterOp | FileOp
 AnyOp = KnownOp | UnknownOp

@@ -1,6 +1,6 @@
 """The past of a volume: the versions of a path, bringing them back, and the whole volume as it was."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -125,7 +125,7 @@ def _line(opened: Opened, row: VersionRow, path: Path, *, head: bool, shown: byt
         content=row.content,
         size=row.size,
         mtime_ns=row.mtime_ns,
-        kind=row.contents,
+        kind=row.kind,
         head=head,
         shown=shown if head else b"",
         expired=opened.tables.here(row.file, row.version) == Here.EXPIRED,
@@ -235,7 +235,7 @@ def _dead_below(opened: Opened, path: Path, directory: int) -> Iterator[Wanted]:
         below = (*path, name.name)
         if file.heads and not file.alive and keeps_history(opened.policy, below):
             head = file.heads[0]
-            yield Wanted(below, head.contents, Content(head.content, head.size, head.mtime_ns, head.contents))
+            yield Wanted(below, head.kind, Content(head.content, head.size, head.mtime_ns, head.kind))
     for row in dead.directories:
         yield from _dead_below(opened, (*path, row.name), row.id)
 
@@ -266,9 +266,9 @@ def put_of(one: Wanted, path: Path) -> Put:
 # ---- bringing back ----------------------------------------------------------------------------------------------
 
 
-def restore(opened: Opened, everything: Sequence[Wanted]) -> list[Saved]:
+def restore(opened: Opened, everything: Sequence[Wanted], epochs: Mapping[int, int]) -> list[Saved]:
     """Save these as the newest versions of what they were, which is placed again where it is gone."""
-    writing = Writing(opened)
+    writing = Writing(opened, epochs)
     restoring = _Restoring(opened, writing)
     files = [(one.path, restoring.put(one)) for one in everything]
     entry = writing.commit()
@@ -358,9 +358,11 @@ class _Restoring:
 def snapshot_create(opened: Opened, name: str) -> Snapshot:
     """Name the state of the volume as this node knows it now; PathExists."""
     if not is_part(name):
-        raise PathInvalid(f"{name!a} is no name for a snapshot: letters, digits, '.', '_' and '-'")
+        raise PathInvalid(
+            f"{name!a} is no name for a snapshot: letters, digits, '.', '_' and '-'", cure=_listing(opened)
+        )
     if _named(opened, name) is not None:
-        raise PathExists(f"volume {opened.volume.name} has a snapshot {name} already")
+        raise PathExists(f"volume {opened.volume.name} has a snapshot {name} already", cure=_listing(opened))
     log = _writable(opened)
     log.append([SnapshotCreate(volume=opened.id, name=name, heads=log.at())])
     snapshot = _named(opened, name)
@@ -372,6 +374,10 @@ def snapshot_remove(opened: Opened, name: str) -> None:
     """Forget a snapshot; PathMissing."""
     snapshot = snapshot_named(opened, name)
     _writable(opened).append([SnapshotRemove(volume=opened.id, name=snapshot.name, entry=snapshot.entry)])
+
+
+def _listing(opened: Opened) -> str:
+    return f"tbshare snapshot ls {opened.volume.name}"
 
 
 def _writable(opened: Opened) -> Log:
@@ -391,7 +397,9 @@ def snapshot_named(opened: Opened, name: str) -> Snapshot:
     snapshot = _named(opened, name)
     if snapshot is None:
         names = ", ".join(one.name for one in opened.shared.state.snapshots(opened.id)) or "none"
-        raise PathMissing(f"volume {opened.volume.name} has no snapshot {name!a}; it has: {names}")
+        raise PathMissing(
+            f"volume {opened.volume.name} has no snapshot {name!a}; it has: {names}", cure=_listing(opened)
+        )
     return snapshot
 
 
@@ -399,9 +407,10 @@ def as_of(opened: Opened, name: str) -> Opened:
     """Return the volume as a snapshot has it; a few of them stay open."""
     snapshot = snapshot_named(opened, name)
     with opened.snapshots_lock:
-        known = opened.snapshots.get(snapshot.entry)
+        key = snapshot.entry, opened.makings  # when other entries count, so they do in the snapshot
+        known = opened.snapshots.get(key)
         if known is None:
-            known = opened.snapshots[snapshot.entry] = _of_snapshot(opened, snapshot)
+            known = opened.snapshots[key] = _of_snapshot(opened, snapshot)
             while len(opened.snapshots) > SNAPSHOTS_OPEN:
                 _forget(opened.snapshots.pop(next(iter(opened.snapshots))))
         return known
@@ -409,15 +418,16 @@ def as_of(opened: Opened, name: str) -> Opened:
 
 def _of_snapshot(opened: Opened, snapshot: Snapshot) -> Opened:
     shared = opened.shared
-    path = shared.folder / f"{opened.id:016x}@{snapshot.entry.hex()}.db" if shared.folder is not None else None
+    name = f"{opened.id:016x}@{snapshot.entry.hex()}-{opened.makings}.db"
+    path = shared.folder / name if shared.folder is not None else None
     covered = shared.log.covers(snapshot.heads)
     tables = tables_of(shared.log, shared.state, opened.id, covered, path)
     return Opened(shared, opened.id, tables, frozen=f"snapshot {snapshot.name} shows the volume as it was")
 
 
 def _forget(snapshot: Opened) -> None:
+    """Take the file away; who still reads it does so to the end."""
     path = snapshot.tables.path
-    snapshot.tables.close()
     if snapshot.shared.folder is not None:
         for left in path.parent.glob(f"{path.name}*"):
             left.unlink()

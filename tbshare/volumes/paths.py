@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from typing import Final, TypeVar
 
 from tbshare.content import tree
-from tbshare.content.block import HASH_BYTES
-from tbshare.content.tree import DEPTH_MAX, NAME_BYTES_MAX
+from tbshare.content.tree import DEPTH_MAX, LARGE, NAME_BYTES_MAX, large_of
 from tbshare.errors import NameTooLong, PathInvalid, PathMissing, PathNotDirectory
 from tbshare.volumes.bundle import Draft, inside_id
 from tbshare.volumes.bundle import shown as quoted
@@ -22,10 +21,9 @@ from tbshare.volumes.rows import Attributes, DirectoryRow, FileRow, NameRow, Ver
 from tbshare.volumes.shown import Shown, clash_key, may_be_generated, resolve, shown
 
 DIRECTORY_MODE: Final = 0o755
+_NO_ATTRIBUTES: Final = Attributes()
 FILE_MODE: Final = 0o644
 LINK_MODE: Final = 0o777
-LARGE: Final = b"\0"  # before the name of an xattr whose value is an object; no xattr's own name has it
-_LARGE_BYTES: Final = HASH_BYTES + 8  # the object's id and its size
 Default = TypeVar("Default", int, None)
 _KINDS: Final[dict[tree.Kind, Kind]] = {
     tree.Kind.FILE: "file", tree.Kind.TREE: "directory", tree.Kind.LINK: "link"
@@ -77,16 +75,24 @@ def checked(path: Path) -> Path:
 def find(opened: Opened, path: Path) -> Found:
     """Return where a path leads; PathMissing and PathNotDirectory are about what is above the last name."""
     checked(path)
-    here = _root(opened)
-    for depth in range(len(path)):
-        if here.item is None:
-            raise PathMissing(f"nothing is called {at(path[:depth])}")
-        if here.item.kind == "bundle":
-            return _inside(opened, here, path, path[depth:])
-        if here.item.kind != "directory":
-            raise PathNotDirectory(f"{at(path[:depth])} is not a directory")
-        here = found_in(opened, path[: depth + 1], here.item.file)
-    return here
+    if not path:
+        return _root(opened)
+    parent = ROOT
+    for depth in range(len(path) - 1):
+        known = opened.step(parent, path[depth])
+        if known is None:
+            folds = opened.folds
+            here = found_in(opened, path[: depth + 1], parent)
+            if here.item is None:
+                raise PathMissing(f"nothing is called {at(here.path)}")
+            if here.item.kind == "bundle":
+                return _inside(opened, here, path, path[depth + 1 :])
+            if here.item.kind != "directory":
+                raise PathNotDirectory(f"{at(here.path)} is not a directory")
+            known = here.item.file
+            opened.note_step(parent, path[depth], known, folds)
+        parent = known
+    return found_in(opened, path, parent)
 
 
 def found_in(opened: Opened, path: Path, parent: int) -> Found:
@@ -133,14 +139,30 @@ def _found(opened: Opened, path: Path, parent: int, one: Shown) -> Found:
 
 def listed(opened: Opened, path: Path) -> list[Found]:
     """Return what is in a directory or a bundle, ordered by name; PathMissing, PathNotDirectory."""
-    found = find(opened, path)
-    item = found.there()
-    if not item.is_directory:
-        raise PathNotDirectory(f"{at(path)} is not a directory")
+    found = _listable(opened, path)
     if found.file is not None:
         return _listed_inside(opened, found)
-    children = shown(opened.tables.children(item.file), opened.node_name, sensitive=opened.case_sensitive)
-    return [_found(opened, (*path, one.name), item.file, one) for one in children]
+    parent = found.there().file
+    return [_found(opened, (*path, one.name), parent, one) for one in _shown_in(opened, parent)]
+
+
+def items(opened: Opened, path: Path) -> list[Item]:
+    """Return what `listed` finds as items alone: a directory may have many."""
+    found = _listable(opened, path)
+    if found.file is not None:
+        return [one.there() for one in _listed_inside(opened, found)]
+    return [item_of(opened, one) for one in _shown_in(opened, found.there().file)]
+
+
+def _listable(opened: Opened, path: Path) -> Found:
+    found = find(opened, path)
+    if not found.there().is_directory:
+        raise PathNotDirectory(f"{at(path)} is not a directory")
+    return found
+
+
+def _shown_in(opened: Opened, directory: int) -> list[Shown]:
+    return shown(opened.tables.children(directory), opened.node_name, sensitive=opened.case_sensitive)
 
 
 # ---- inside bundles ---------------------------------------------------------------------------------------------
@@ -212,8 +234,8 @@ def item_of(opened: Opened, one: Shown) -> Item:
 
 def file_item(opened: Opened, name: bytes, file: FileRow, head: VersionRow, *, fork: bool = False) -> Item:
     """Return one head of a file as an item."""
-    about = file.attributes or Attributes()
-    plain, large = parted(about.living_xattrs())
+    about = file.attributes or _NO_ATTRIBUTES
+    plain, large = parted(about.living_xattrs()) if about.xattrs else ({}, {})
     described = about.mtime_ns
     mtime_ns = described[0] if described is not None and described[1] > head.stamp else head.mtime_ns
     default = LINK_MODE if head.contents == "link" else DIRECTORY_MODE if head.contents == "bundle" else FILE_MODE
@@ -221,7 +243,7 @@ def file_item(opened: Opened, name: bytes, file: FileRow, head: VersionRow, *, f
         name=name,
         id=head.version if fork else file.id,
         file=file.id,
-        kind=head.contents,
+        kind=head.kind,
         version=head.version,
         content=head.content,
         size=len(head.content) if head.contents == "link" else head.size,
@@ -236,7 +258,7 @@ def file_item(opened: Opened, name: bytes, file: FileRow, head: VersionRow, *, f
         links=max(file.standing, 1),
         fork=fork,
         author=opened.node_of(head.author),
-        heads=len(file.shown_heads()),
+        heads=1 if len(file.heads) == 1 else len(file.shown_heads()),
     )
 
 
@@ -270,9 +292,9 @@ def parted(xattrs: dict[bytes, bytes]) -> tuple[dict[bytes, bytes], dict[bytes, 
     """Return the xattrs that have their value with them, and those whose value is an object."""
     plain = {name: value for name, value in xattrs.items() if not name.startswith(LARGE)}
     large = {
-        name[1:]: Large(value[:HASH_BYTES], int.from_bytes(value[HASH_BYTES:], "big"))
+        name[1:]: Large(*found)
         for name, value in xattrs.items()
-        if name.startswith(LARGE) and len(value) == _LARGE_BYTES and name[1:] not in plain
+        if (found := large_of(name, value)) is not None and name[1:] not in plain
     }
     return plain, large
 

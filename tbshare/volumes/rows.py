@@ -6,7 +6,7 @@ are sorted tuples without doubles: equal sets are equal rows, and equal bytes on
 cycle of references, so the garbage collector need not look at them (`gc=False`).
 """
 
-from typing import Final
+from typing import Final, Literal
 
 import msgspec
 
@@ -23,12 +23,16 @@ def author_of(stamp: bytes) -> bytes:
 
 
 class VersionRow(msgspec.Struct, array_like=True, gc=False):
-    """One saved state of a file. The same version given twice: the lowest stamp's content, all their parents."""
+    """One saved state of a file. The same version given twice: the lowest stamp's content, all their parents.
+
+    Or the value of an extended attribute that is an object ("xattr"), of a file or a directory: a node holds its
+    bytes as those of a version. It has no parents, is no head, and its `version` is negative, as no save's is.
+    """
 
     file: int
     version: int
     parents: tuple[int, ...]
-    contents: Contents
+    contents: Contents | Literal["xattr"]
     content: bytes
     size: int
     mtime_ns: int
@@ -40,6 +44,17 @@ class VersionRow(msgspec.Struct, array_like=True, gc=False):
     def author(self) -> bytes:
         """The first 8 bytes of the key of the node that saved it."""
         return self.stamp[STAMP_AUTHOR]
+
+    @property
+    def kind(self) -> Contents:
+        """What was saved."""
+        assert self.contents != "xattr", "nobody saved an attribute"
+        return self.contents
+
+
+def version_of_large(content: bytes) -> int:
+    """Return what the bytes of an xattr have as their version."""
+    return ~(int.from_bytes(content[:8], "big") >> 1)
 
 
 class Attributes(msgspec.Struct, array_like=True, gc=False):

@@ -121,11 +121,15 @@ def conflicts(opened: Opened, limit: int) -> list[Conflict]:
         rows: list[NameRow | DirectoryRow] = [*group.directories, *[row for row, _ in group.names]]
         if above is None or not rows:
             continue
-        items = [one for one in around(opened, parent, rows[0].name) if not one.fork]
-        items.sort(key=lambda one: (not one.given, one.name))
-        if len(items) > 1:
-            shown_items = tuple([item_of(opened, one) for one in items])
-            found.append(Conflict((*above, items[0].name), "names", shown_items))
+        wanted: dict[bytes, list[Shown]] = {}
+        for one in around(opened, parent, rows[0].name):
+            if not one.fork:  # a.mov and A.mov are no clash where case counts
+                wanted.setdefault(one.row.name if opened.case_sensitive else key, []).append(one)
+        for items in wanted.values():
+            items.sort(key=lambda one: (not one.given, one.name))
+            if len(items) > 1:
+                shown_items = tuple([item_of(opened, one) for one in items])
+                found.append(Conflict((*above, items[0].name), "names", shown_items))
     return found[:limit]
 
 

@@ -27,7 +27,7 @@ _DESKTOP: Final = b".DS_Store"  # of the Finder: where icons are; no one wants t
 NodeName = Callable[[bytes], str]  # the first 8 bytes of a node's key -> its name
 
 
-class Shown(msgspec.Struct, frozen=True):
+class Shown(msgspec.Struct, frozen=True, gc=False):
     """One thing as a directory shows it."""
 
     name: bytes

@@ -16,7 +16,7 @@ from tbshare.volumes.namespace import Namespace
 from tbshare.volumes.rows import Changes, DirectoryRow, FileRow, MoveRow, NameRow, VersionRow
 from tbshare.volumes.shown import clash_key
 
-LEVEL: Final = 1  # in user_version; tables of any other level are made again
+LEVEL: Final = 2  # in user_version; tables of any other level are made again
 IDS_AT_ONCE: Final = 2000  # in one query
 FORKED, SAVED_OVER, LOST = (
     1,
@@ -212,10 +212,10 @@ class Flush:
         versions = self._space.versions
         self._many(
             "INSERT INTO versions VALUES (?, ?, ?, ?, ?)",
-            [
+            (
                 (*key, 0 if here is None else int(here(versions[key])), clock, encode(versions[key]))
                 for key in sorted([(row.file, row.version) for row in changes.versions])
-            ],
+            ),
         )
         known = self._load.versions
         self._many(
@@ -236,12 +236,15 @@ class Flush:
         new: list[tuple[object, ...]] = []
         same: list[tuple[bytes, int]] = []
         other: list[tuple[object, ...]] = []
+        again: list[tuple[int, int]] = []  # versions of files that live again: what was given up is wanted
         for number, row in sorted(self._space.files.items()):
             raw, flags = encode(row), flags_of(row)
             known = self._load.files.get(number)
             if known is None:
                 new.append((number, raw, flags, clock if flags & LOST else None))
             elif known[1] != flags:
+                if known[1] & LOST and not flags & LOST:
+                    again += [(number, head.version) for head in row.heads]
                 other.append((raw, flags, flags & LOST, clock, number))
             elif known[0] != raw:
                 same.append((raw, number))
@@ -249,6 +252,7 @@ class Flush:
         self._many("UPDATE files SET row = ? WHERE id = ?", same)
         lost = "CASE WHEN ? THEN COALESCE(lost, ?) END"
         self._many(f"UPDATE files SET row = ?, flags = ?, lost = {lost} WHERE id = ?", other)
+        self._many("UPDATE versions SET here = 0 WHERE here = 3 AND file = ? AND version = ?", again)
 
     def _names(self) -> None:
         new: list[tuple[object, ...]] = []

@@ -44,7 +44,7 @@ from tbshare.volumes.stored import (
 
 __all__ = ["Changes", "Children", "Here", "Superseded", "Tables"]
 
-WAL_PAGES: Final = 8192  # that a batch may find in the write-ahead log before it is copied into the file
+WAL_PAGES: Final = 32_768  # that a batch may find in the write-ahead log before it is copied into the file
 PART: Final = 1000  # rows that an iterator reads at once
 _OWNERS: Final = "owner "  # before the keys of facts that are not ours
 Row = TypeVar("Row", NameRow, DirectoryRow, FileRow, VersionRow, MoveRow)
@@ -83,8 +83,10 @@ class Tables:
                     self._read_lock = self._write_lock
                 else:
                     self._reader = self._connect(str(path))
+                    self._reader.execute("SELECT 1 FROM facts").fetchall()  # it reads on when the file is gone
                 facts = dict(self._writer.execute("SELECT key, value FROM facts").fetchall())
                 self._position = int(facts.get("position", 0))
+                self._clashes: tuple[int, int, tuple[tuple[int, bytes], ...]] | None = None
                 self._last_move = bytes(facts.get("last_move", NO_STAMP))
                 self._totals = int(facts.get("files", 0)), int(facts.get("bytes", 0))
                 self._clock = float(facts.get("clock", 0.0))
@@ -195,7 +197,7 @@ class Tables:
             "position": position,
             "last_move": space.last_move,
             "files": space.files_alive,
-            "bytes": space.bytes_alive,
+            "bytes": str(space.bytes_alive),  # of absurd sizes more than an integer of SQLite holds
             "clock": self._clock,
         }
         theirs = {_OWNERS + key: value for key, value in facts.items()}
@@ -205,6 +207,11 @@ class Tables:
         """Return what the owner noted with a batch; empty when nothing."""
         rows = self._rows("SELECT value FROM facts WHERE key = ?", _OWNERS + key)
         return rows[0][0] if rows else b""
+
+    def note(self, key: str, value: bytes) -> None:
+        """Note something for the owner, by itself."""
+        with self._write_lock, self._translated():
+            self._writer.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (_OWNERS + key, value))
 
     @property
     def clock(self) -> float:
@@ -216,6 +223,28 @@ class Tables:
         with self._write_lock, self._translated():
             self._clock += seconds
             self._writer.execute("INSERT OR REPLACE INTO facts VALUES ('clock', ?)", (self._clock,))
+
+    def take_over(self, before: "Tables") -> None:
+        """Take from tables that these replace what no log says: the clock, and where the bytes of versions are.
+
+        What was given up for good and is shown now is wanted again.
+        """
+        aging = "file IN (SELECT id FROM files WHERE flags >= 2)"  # of others it is found out again
+        marks = before._rows(f"SELECT here, arrived, file, version FROM versions WHERE here > 1 OR {aging}")
+        lost = before._rows("SELECT lost, id FROM files WHERE lost IS NOT NULL")
+        expired = {(int(file), int(version)) for here, _, file, version in marks if int(here) == Here.EXPIRED}
+        shown = expired - {(one.row.file, one.row.version) for one in self.superseded()} if expired else expired
+        self.tick(before.clock - self._clock)
+        with self._write_lock, self._translated():
+            self._writer.execute("BEGIN IMMEDIATE")
+            try:
+                self._writer.executemany(
+                    "UPDATE versions SET here = ?, arrived = ? WHERE file = ? AND version = ?", marks
+                )
+                self._writer.executemany("UPDATE files SET lost = ? WHERE id = ? AND lost IS NOT NULL", lost)
+                self._writer.executemany("UPDATE versions SET here = 0 WHERE file = ? AND version = ?", shown)
+            finally:
+                self._writer.execute("COMMIT")
 
     # reads ---------------------------------------------------------------------------------------------------
 
@@ -234,7 +263,20 @@ class Tables:
 
     def child(self, directory: int, key: bytes) -> Children:
         """Return what lives in a directory under names of this `clash_key`: one, or several that clash."""
-        return self._children("parent = ? AND alive = 1 AND key = ?", directory, key)
+        rows = self._rows(  # one query: this is asked for each part of each path
+            "SELECT names.id, names.row, files.row FROM names JOIN files ON files.id = names.file"
+            " WHERE parent = ?1 AND alive = 1 AND key = ?2"
+            " UNION ALL SELECT id, row, x'' FROM directories WHERE parent = ?1 AND alive = 1 AND key = ?2",
+            directory,
+            key,
+        )
+        if len(rows) > 1:
+            rows.sort()
+        with self._translated():
+            return Children(
+                [(name_of(row), file_of(file)) for _, row, file in rows if file],
+                [directory_of(row) for _, row, file in rows if not file],
+            )
 
     def dead_children(self, directory: int, key: bytes | None = None) -> Children:
         """Return what was last in a directory, under this `clash_key` if one is given, and was removed."""
@@ -276,7 +318,7 @@ class Tables:
 
     def versions(self, file: int) -> list[VersionRow]:
         """Return all versions of a file, the newest first."""
-        rows = self._rows("SELECT row FROM versions WHERE file = ?", file)
+        rows = self._rows("SELECT row FROM versions WHERE file = ? AND version >= 0", file)
         with self._translated():
             return sorted((version_of(row) for (row,) in rows), key=lambda row: row.stamp, reverse=True)
 
@@ -296,13 +338,21 @@ class Tables:
 
     def clashes(self, limit: int = 1000) -> list[tuple[int, bytes]]:
         """Return (directory, `clash_key`) of names that several living files or directories have."""
+        position, known = self._position, self._clashes
+        if known is not None and known[:2] == (position, limit):  # `status` asks, and it reads a whole index
+            return list(known[2])
+        several = "GROUP BY parent, alive, key HAVING count(*) > 1 AND max(alive) = 1"  # in the order of the index
         rows = self._rows(
-            "SELECT parent, key FROM (SELECT parent, key FROM names WHERE alive = 1"
-            " UNION ALL SELECT parent, key FROM directories WHERE alive = 1 AND parent IS NOT NULL)"
-            " GROUP BY parent, key HAVING count(*) > 1 LIMIT ?",
+            f"SELECT parent, key FROM (SELECT parent, key FROM names {several}"
+            f" UNION ALL SELECT parent, key FROM directories WHERE parent IS NOT NULL {several}"
+            " UNION ALL SELECT directories.parent, directories.key FROM directories CROSS JOIN names"
+            " ON names.parent = directories.parent AND names.alive = 1 AND names.key = directories.key"
+            " WHERE directories.alive = 1) LIMIT ?",
             limit,
         )
-        return [(int(parent), key) for parent, key in rows]
+        found = list(dict.fromkeys([(int(parent), key) for parent, key in rows]))
+        self._clashes = position, limit, tuple(found)
+        return found
 
     # where bytes are -----------------------------------------------------------------------------------------
 
@@ -311,7 +361,7 @@ class Tables:
         rows = self._rows("SELECT here FROM versions WHERE file = ? AND version = ?", file, version)
         return Here(int(rows[0][0])) if rows else None
 
-    def wanted(self, limit: int = 1000, after: tuple[int, int] = (0, 0)) -> list[VersionRow]:
+    def wanted(self, limit: int = 1000, after: tuple[int, int] = (-1, 0)) -> list[VersionRow]:
         """Return versions whose bytes are wanted here, those after the (file, version) `after`."""
         rows = self._rows(
             "SELECT row FROM versions WHERE here = 0 AND (file, version) > (?, ?) ORDER BY file, version LIMIT ?",

@@ -6,7 +6,7 @@ that may end after any of them. Errors are `FileError`s, whose errno a mount ans
 """
 
 import builtins
-from collections.abc import Generator, Hashable, Sequence
+from collections.abc import Generator, Hashable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -42,10 +42,11 @@ from tbshare.volumes.item import (
     Saved,
     Totals,
 )
+from tbshare.volumes.namespace import SIZE_MAX
 from tbshare.volumes.opened import Look, Opened
-from tbshare.volumes.paths import Found, at, deepest, find, listed
+from tbshare.volumes.paths import Found, at, deepest, find, items
 from tbshare.volumes.rows import Changes
-from tbshare.volumes.shown import clash_key
+from tbshare.volumes.shown import clash_key, may_be_generated
 from tbshare.volumes.writing import Writing
 
 PUTS_AT_ONCE: Final = OPS_MAX // 4  # a new file is a place, a version and attributes, besides directories
@@ -55,15 +56,20 @@ PUTS_AT_ONCE: Final = OPS_MAX // 4  # a new file is a place, a version and attri
 class _Looked(Look):
     """What the paths of an operation lead to."""
 
-    found: tuple[Found, ...]
+    found: tuple[Found, ...] = ()
 
 
 class Handle:
     """An open volume; safe to call from several threads. Paths are tuples of names, () being the root."""
 
-    def __init__(self, opened: Opened) -> None:
+    def __init__(self, opened: Opened, epochs: Mapping[int, int] | None = None) -> None:
         """Use `Volumes.open`."""
         self._opened = opened
+        self._epochs = epochs or {}
+
+    def under(self, epochs: Mapping[int, int]) -> "Handle":
+        """Return the volume as it is written under leases: `epochs` says of which files, and with which epoch."""
+        return Handle(self._opened, epochs)
 
     @property
     def id(self) -> int:
@@ -95,7 +101,7 @@ class Handle:
 
     def list(self, path: Path) -> list[Item]:
         """Return what is in a directory or a bundle, as shown, ordered by name."""
-        return [found.there() for found in listed(self._opened, path)]
+        return items(self._opened, path)
 
     def item(self, file: int, version: int = 0) -> Item:
         """Return a file by its id, under the first of its names, b"" when it has none; PathMissing if unknown."""
@@ -108,7 +114,7 @@ class Handle:
     def totals(self) -> Totals:
         """Return number and bytes of the files, and the quota."""
         files, size = self._opened.tables.totals()
-        return Totals(files, size, self._opened.policy.quota_bytes)
+        return Totals(files, min(size, SIZE_MAX), self._opened.policy.quota_bytes)
 
     def changed(self, changes: Changes) -> builtins.list[Change]:
         """Return what a fold changed, as paths: for `watch`."""
@@ -158,8 +164,8 @@ class Handle:
     ) -> Saved:
         """Add a version to the file at a path (made when missing), or of an id (even if its name is gone).
 
-        `base` are the versions the writer started from, None being the one shown now: what was saved since then
-        by anybody stays beside it as a fork.
+        `base` are the versions the writer started from, None being the one shown now, and none of them that there
+        was no file: what was saved since then by anybody stays beside it as a fork.
         """
         if isinstance(target, int):
             return self._save_file(target, content, base, attributes)
@@ -190,7 +196,7 @@ class Handle:
                 raise PathIsDirectory(f"{at(source)} is a directory")
             if one.inside or there.inside or one.fork or one.file is None:
                 raise CrossesVolumes("a bundle and a fork are whole by themselves: they take no second names")
-            writing = Writing(self._opened)
+            writing = Writing(self._opened, self._epochs)
             writing.place(there.parent, path[-1], one.file.id)
             writing.commit()
         return self.lookup(path)
@@ -214,7 +220,7 @@ class Handle:
             one, there = looked.found
             if there.item is not None and not (replace or exchange) and there.item.id != one.there().id:
                 raise PathExists(f"{at(target)} is there already")
-            writing = Writing(self._opened)
+            writing = Writing(self._opened, self._epochs)
             (moving.exchange if exchange else moving.rename)(writing, one, there)
             writing.commit()
         return self.lookup(target)
@@ -235,7 +241,7 @@ class Handle:
                 moving.check_alike(there.item.is_directory, one.there().is_directory, target)
                 if there.item.kind == "directory":
                     raise PathExists(f"{at(target)} is there already, and is not a bundle")
-            writing = Writing(self._opened)
+            writing = Writing(self._opened, self._epochs)
             writing.put_entry(there, writing.entry_of(one))
             return self._saved(target, writing.commit(), writing)
 
@@ -243,7 +249,7 @@ class Handle:
         """Change attributes; a directory that they make a package becomes a bundle."""
         with self._looking(path) as looked:
             found = looked.found[0]
-            item, writing = found.there(), Writing(self._opened)
+            item, writing = found.there(), Writing(self._opened, self._epochs)
             finder_info = attributes.xattrs.get(FINDER_INFO)
             if found.inside:
                 draft = writing.draft(found)
@@ -274,7 +280,7 @@ class Handle:
             found = looked.found[0]
             if not found.there().is_directory:
                 raise PathNotDirectory(f"{at(path)} is not a directory")
-            if not Writing(self._opened).is_empty(found):
+            if not Writing(self._opened, self._epochs).is_empty(found):
                 raise DirectoryNotEmpty(f"{at(path)} is not empty")
             self._remove(found)
 
@@ -290,7 +296,7 @@ class Handle:
     def _remove(self, found: Found) -> int:
         if not found.path:
             raise PathInvalid("the root of a volume cannot be removed")
-        writing = Writing(self._opened)
+        writing = Writing(self._opened, self._epochs)
         removed = writing.remove_found(found)
         writing.commit()
         return removed
@@ -299,7 +305,7 @@ class Handle:
         self, found: Found, content: Content, base: Sequence[int] | None, attributes: Attributes | None
     ) -> Saved:
         """Add a version to what a path leads to, or make it."""
-        writing = Writing(self._opened)
+        writing = Writing(self._opened, self._epochs)
         if found.file is not None and base:
             found = self._based(found, base)
         if found.inside:
@@ -316,11 +322,14 @@ class Handle:
             moving.check_alike(found.item.is_directory, content.kind == "bundle", found.path)
             assert found.file is not None, "a directory is not saved"
             assert found.head is not None
-            writing.save(found.file, content, base or (found.head.version,), instead_of=[found.head])
+            parents = (found.head.version,) if base is None else base
+            writing.save(found.file, content, parents, instead_of=[found.head])
             if attributes is not None:
                 writing.describe(found.file.id, attributes, found.file.attributes)
             writing.remove_twins(found)
-        return self._saved(found.path, writing.commit(), writing)
+        committed = writing.commit()
+        ((file, version),) = writing.versions.items()
+        return seeing.saved(self._opened, file, version, committed, found.path)
 
     def _based(self, found: Found, base: Sequence[int]) -> Found:
         """Return where a path leads as somebody saw it who started from these versions."""
@@ -338,8 +347,9 @@ class Handle:
             row = self._opened.tables.file(file)
             if row is None or not row.heads:
                 raise PathMissing(f"there is no file {file:016x} in the volume")
-            writing = Writing(self._opened)
-            version = writing.save(row, content, base or (row.heads[0].version,), instead_of=row.heads[:1])
+            writing = Writing(self._opened, self._epochs)
+            parents = (row.heads[0].version,) if base is None else base
+            version = writing.save(row, content, parents, instead_of=row.heads[:1])
             if attributes is not None:
                 writing.describe(file, attributes, row.attributes)
             if not row.alive:
@@ -348,12 +358,18 @@ class Handle:
         return seeing.saved(self._opened, file, version, entry)
 
     def _saved(self, path: Path, entry: bytes, writing: Writing) -> Saved:
-        file = find(self._opened, path).file
-        assert file is not None, "it was saved"
-        return seeing.saved(self._opened, file.id, writing.versions[file.id], entry, path)
+        try:
+            found = find(self._opened, path)
+        except (PathMissing, PathNotDirectory):
+            found = Found(path)  # what another node moved at this moment is elsewhere
+        if found.directory is not None:
+            return Saved(found.directory.id, 0, path, False, entry)
+        file, version = next(iter(writing.versions.items()), (0, 0))
+        still = found.file is not None and found.file.id == file
+        return seeing.saved(self._opened, file, version, entry, path if still else ())
 
     def _fill(self, puts: Sequence[Put]) -> builtins.list[Saved]:
-        writing = Writing(self._opened)
+        writing = Writing(self._opened, self._epochs)
         filling = Filling(self._opened, writing)
         files = [(put.path, filling.put(put)) for put in puts]
         filling.finish()
@@ -389,7 +405,7 @@ class Handle:
         for start in range(0, len(wanted), PUTS_AT_ONCE):
             part = wanted[start : start + PUTS_AT_ONCE]
             with self._opened.settled(partial(_look_above, self._opened, [one.path for one in part])):
-                saved += past.restore(self._opened, part)
+                saved += past.restore(self._opened, part, self._epochs)
         return saved
 
     def conflicts(self, limit: int = 1000) -> builtins.list[Conflict]:
@@ -407,7 +423,7 @@ class Handle:
             kept = next((head for head in found.file.heads if head.version == keep), None)
             if kept is None:
                 raise PathMissing(f"{at(path)} has no such head; tbshare conflicts shows them")
-            writing = Writing(self._opened)
+            writing = Writing(self._opened, self._epochs)
             version = writing.resolve(replace(found, head=kept))
             entry = writing.commit()
             return seeing.saved(self._opened, found.file.id, version, entry)
@@ -445,7 +461,11 @@ def _look(opened: Opened, paths: Sequence[Path], *, moving: bool) -> _Looked:
         if one.directory is not None:
             alone.add(("in", one.directory.id))
             alone |= {("moves",)} if moving else set()
-    return _Looked(frozenset(alone), frozenset(together), tuple(found))
+    rests: frozenset[int] | None = None
+    if not any(may_be_generated(name) for path in paths for name in path):
+        rests = frozenset([row.id for one in found for row in (one.file, one.directory) if row is not None])
+        rests |= {one.parent for one in found}
+    return _Looked(frozenset(alone), frozenset(together), rests, tuple(found))
 
 
 def _look_above(opened: Opened, paths: Sequence[Path]) -> Look:

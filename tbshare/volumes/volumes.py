@@ -16,7 +16,7 @@ import msgspec
 
 from tbshare.errors import DiskFull, StoreUnusable, UsageError
 from tbshare.volumes.asof import CATCH_UP_ENTRIES, Ops, counted, ops_for
-from tbshare.volumes.entry import Entry
+from tbshare.volumes.entry import Entry, Move, Remove
 from tbshare.volumes.expiry import tick
 from tbshare.volumes.ids import ROOT, Ids
 from tbshare.volumes.item import TreeAccess
@@ -30,6 +30,7 @@ __all__ = ["Changes", "Subscriber", "Volumes"]
 Subscriber = Callable[[int, Changes], None]  # (volume id, what the fold changed); under the log's lock: be quick
 Arrived = Sequence[tuple[int, Entry]]
 
+TOUCHED_MAX: Final = 1000
 IDLE_ENTRIES: Final = 1024  # of others, after which a volume's position is written down
 
 
@@ -71,7 +72,7 @@ class Volumes:
         self._log = log
         self.changes: list[Subscriber] = []
         self._shared = Shared(
-            log, node, Ids(node, random), trees, time_ns, clock, folder, self.catch_up, log.state()
+            log, node, Ids(node, random, log.take_run), trees, time_ns, clock, folder, self.catch_up, log.state()
         )  # fmt: skip
         self._retired: list[Tables] = []
         self._kept: dict[int, _Kept] = {}  # replaced, never changed: readers take no lock
@@ -116,6 +117,18 @@ class Volumes:
         """Return the tables of a volume, for replication and retention; ask each time, they may be made anew."""
         return self._opened(volume).tables
 
+    def removed_seconds(self, volume: int) -> float:
+        """Return for how long a volume is removed, on its own clock, since this was asked first."""
+        opened = self._opened(volume)
+        tick(opened)
+        removal, tables = opened.volume.removed_time_ns, opened.tables
+        noted = tables.fact("removed")
+        known, since = msgspec.msgpack.decode(noted, type=tuple[int, float]) if noted else (0, 0.0)
+        if known != removal:
+            since = tables.clock
+            tables.note("removed", msgspec.msgpack.encode((removal, since)))
+        return tables.clock - since
+
     def _opened(self, volume: int) -> Opened:
         kept = self._kept.get(volume)
         if kept is None:
@@ -128,15 +141,16 @@ class Volumes:
 
     def catch_up(self) -> None:
         """Fold what the log has and the tables have not: at the start, and after a full disk."""
-        while behind := [kept for kept in self._kept.values() if kept.position < self._log.last_arrival]:
-            arrival = min(kept.position for kept in behind)
-            entries = self._log.entries_after(arrival, CATCH_UP_ENTRIES)
-            if not entries:
-                return
-            for kept in behind:
-                self._take(kept, entries, flush=True)
-            if any(kept.opened.damage for kept in behind):
-                return
+        with self._log.standing_still():
+            while behind := [kept for kept in self._kept.values() if kept.position < self._log.last_arrival]:
+                arrival = min(kept.position for kept in behind)
+                entries = self._log.entries_after(arrival, CATCH_UP_ENTRIES)
+                if not entries:
+                    return
+                for kept in behind:
+                    self._take(kept, entries, flush=True)
+                if any(kept.opened.damage for kept in behind):
+                    return
 
     def _arrived(self, arrived: Arrived) -> None:
         """Fold what was committed just now."""
@@ -149,11 +163,18 @@ class Volumes:
                 self._take(kept, arrived)
         self.catch_up()
 
+    def tick(self) -> None:
+        """Let the clocks by which versions grow old go on, and keep how far they are."""
+        for kept in list(self._kept.values()):
+            with suppress(DiskFull, StoreUnusable):  # it goes on the next time
+                tick(kept.opened)
+
     def check(self) -> list[str]:
         """Read all tables, make those anew that are damaged, and return the names of their volumes."""
         damaged = [kept for kept in self._kept.values() if not kept.tables.intact()]
-        for kept in damaged:
-            self._make_anew(kept)
+        with self._log.standing_still():
+            for kept in damaged:
+                self._make_anew(kept, damaged=True)
         return [kept.opened.volume.name for kept in damaged]
 
     def _refresh(self) -> None:
@@ -196,7 +217,7 @@ class Volumes:
     def _tables(self, file: Path) -> Tables:
         return Tables.open(":memory:" if self._shared.folder is None else file)
 
-    def _make_anew(self, kept: _Kept) -> None:
+    def _make_anew(self, kept: _Kept, *, damaged: bool = False) -> None:
         """Fold the log into new tables, aside from those read meanwhile, and let them take their place."""
         file = self._file(kept.opened.id, _making_of(kept.tables.path) + 1)
         fresh = _Kept(kept.opened, self._tables(file), making=True)
@@ -207,10 +228,14 @@ class Volumes:
                 fresh.tables.close()
                 _remove(file)
                 return
+        with suppress(DiskFull, StoreUnusable):  # else all is wanted, and looked for, again
+            if not damaged:
+                fresh.tables.take_over(kept.tables)
         old, kept.tables = kept.tables, fresh.tables
         kept.position, kept.judged = fresh.position, fresh.judged
         kept.opened.tables = fresh.tables
-        kept.opened.folds += 1
+        kept.opened.folded(None)
+        kept.opened.makings += 1
         self._retired.append(old)  # somebody may be reading it; the file goes when they are done
         if self._shared.folder is not None:
             _remove(old.path)
@@ -248,18 +273,27 @@ class Volumes:
         except (DiskFull, StoreUnusable) as error:
             kept.opened.damage = str(error)
             if isinstance(error, StoreUnusable) and not kept.making:
-                self._make_anew(kept)
+                self._make_anew(kept, damaged=True)
             return
         kept.position, kept.judged = position, judged
         kept.opened.damage = ""
         if not kept.making:
-            kept.opened.folds += 1
+            kept.opened.folded(_touched(batch, changes))
             self._tell(kept, changes)
 
     def _tell(self, kept: _Kept, changes: Changes) -> None:
         if changes:
             for subscriber in self.changes:
                 subscriber(kept.opened.id, changes)
+
+
+def _touched(batch: Sequence[tuple[Entry, Ops]], changes: Changes) -> frozenset[int] | None:
+    """Return the files and directories that a fold touched; None when paths of others may lead elsewhere now."""
+    if len(changes.files) > TOUCHED_MAX or any(
+        isinstance(op, Move) or (isinstance(op, Remove) and op.directory) for _, ops in batch for _, op in ops
+    ):
+        return None
+    return frozenset(changes.files | changes.directories)
 
 
 def _making_of(file: Path) -> int:

@@ -4,7 +4,7 @@ Within a bundle an operation changes a draft of its tree, and the save of the ne
 or a directory is, wherever it lies, is carried from one place to another as an entry of a tree.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -52,8 +52,10 @@ class _Drafted:
 class Writing:
     """Gathers the ops of one operation on a volume."""
 
-    def __init__(self, opened: Opened) -> None:
+    def __init__(self, opened: Opened, epochs: Mapping[int, int] | None = None) -> None:
+        """`epochs`: of the files that are written under a lease."""
         self.opened = opened
+        self._epochs = epochs or {}
         self.ops: list[FileOp] = []
         self.last: list[FileOp] = []  # removals: what takes its place is there before
         self._more_bytes = 0
@@ -154,14 +156,14 @@ class Writing:
         *,
         instead_of: Sequence[VersionRow] = (),
     ) -> int:
-        """Add a version to a file, in place of these as quotas count it; return the version.
+        """Add a version to a file, in place of those of these that are parents, as quotas count it; return it.
 
         Heads with the same bytes as a parent are shown as one with it, so they are parents as well.
         """
         number = file if isinstance(file, int) else file.id
         version = self.versions[number] = self._new()
         size = len(content.content) if content.kind == "link" else content.size
-        self._more_bytes += size - sum([head.size for head in instead_of])
+        self._more_bytes += size - sum([head.size for head in instead_of if head.version in parents])
         self.ops.append(
             Save(
                 volume=self.opened.id,
@@ -172,13 +174,14 @@ class Writing:
                 size=size,
                 mtime_ns=content.mtime_ns,
                 contents="" if content.kind == "file" else content.kind,
+                epoch=self._epochs.get(number, 0),
             )
         )
         return version
 
     def save_head(self, file: FileRow, head: VersionRow, parents: Sequence[int]) -> int:
         """Add a version to a file that is as a head, of this file or of another one."""
-        content = Content(head.content, head.size, head.mtime_ns, head.contents)
+        content = Content(head.content, head.size, head.mtime_ns, head.kind)
         replaced = [known for known in file.heads if known.version in parents]
         return self.save(file, content, parents, instead_of=replaced)
 

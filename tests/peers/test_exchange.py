@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tbshare.errors import DiskFull
 from tbshare.peers.exchange import PART_BYTES, Exchange
 from tbshare.peers.identity import Identity
 from tbshare.volumes.entry import KnownOp, RefSet, Save
-from tbshare.volumes.log import Log
+from tbshare.volumes.log import Log, Received
 from tbshare.wire.message import Acknowledged, AnyMessage, Entries, Vector, decode, encode
 
 
@@ -207,3 +208,22 @@ def test_messages_of_no_session_are_left(net: Net) -> None:
     side.joined(bert)
     assert [type(message) for _, message in side.received(bert, Entries([b"junk"]))] == [Vector]
     assert side.received(bert, Entries([b"junk"])) == [], "it asks once, until something came of it"
+
+
+def test_what_a_full_disk_did_not_take_is_asked_for_again(net: Net, monkeypatch: pytest.MonkeyPatch) -> None:
+    anna, bert = net.add("anna"), net.add("bert")
+    net.join(anna, bert)
+    net.settle()
+
+    def full(_: object) -> Received:
+        raise DiskFull("the disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(net.logs[bert], "receive", full)
+        net.write(anna)
+        net.settle()
+    assert net.logs[bert].vector() != net.logs[anna].vector()
+    net.say(bert, net.sides[bert].again())
+    net.settle()
+    assert net.logs[bert].vector() == net.logs[anna].vector()
+    assert net.sides[bert].again() == []

@@ -52,6 +52,8 @@ FILES = [101, 102, 103]
 NAMES = [201, 202, 203, 204]
 DIRECTORIES = [301, 302, 303, 304]
 CONTENTS: list[Literal["", "bundle"]] = ["", "bundle"]
+XATTRS = [b"k", b"l", b"\0k", b"\0l"]
+LARGE = [bytes([32]) * 32 + size.to_bytes(8, "big") for size in (1, 2)]  # as a value that is an object is stored
 WORDS = [b"a", b"A", b"b.txt", b"\xff", b".DS_Store"]
 
 
@@ -96,7 +98,7 @@ class _Drawn:
                 directory=self.draw(st.booleans()),
                 mode=self.draw(st.sampled_from([None, 0o600, 0o644])),
                 mtime_ns=self.draw(st.sampled_from([None, 5])),
-                xattrs=self.draw(st.dictionaries(st.sampled_from([b"k", b"l"]), st.sampled_from([None, b"v"]))),
+                xattrs=self.draw(st.dictionaries(st.sampled_from(XATTRS), st.sampled_from([None, b"v", *LARGE]))),
             )
         if kind in ("remove", "rmdir"):
             number = directory if kind == "rmdir" else name

@@ -58,6 +58,12 @@ def _versions(ordered: list[Told]) -> dict[tuple[int, int], VersionRow]:
     rows: dict[tuple[int, int], VersionRow] = {}
     for told in ordered:
         op = told.op
+        if isinstance(op, Describe) and (op.id or op.directory):
+            for name, value in op.xattrs.items():
+                if name[:1] == b"\0" and value is not None and len(value) == 40:
+                    version, size = -1 - int.from_bytes(value[:8], "big") // 2, int.from_bytes(value[32:], "big")
+                    row = VersionRow(op.id, version, (), "xattr", value[:32], size, 0, 0, told.stamp, told.time_ns)
+                    rows.setdefault((op.id, version), row)
         if not isinstance(op, Save):
             continue
         parents = set(op.parents) - {op.version}
@@ -90,12 +96,13 @@ def _names(ordered: list[Told]) -> dict[int, NameRow]:
 def _files(
     ordered: list[Told], names: dict[int, NameRow], versions: dict[tuple[int, int], VersionRow]
 ) -> dict[int, FileRow]:
-    numbers = {name.file for name in names.values() if name.file} | {file for file, _ in versions}
+    saved = {file for (file, _), row in versions.items() if row.contents != "xattr"}
+    numbers = {name.file for name in names.values() if name.file} | saved
     numbers |= {told.op.id for told in ordered if isinstance(told.op, Describe) and not told.op.directory}
     numbers -= {0}  # the root is no file
     rows: dict[int, FileRow] = {}
     for number in numbers:
-        mine = [row for row in versions.values() if row.file == number]
+        mine = [row for row in versions.values() if row.file == number and row.contents != "xattr"]
         parents = {parent for row in mine for parent in row.parents}
         known = {row.version for row in mine}
         heads, since = _heads({row.version: row for row in mine})

@@ -21,7 +21,9 @@ def same(tables: Tables, expected: Reference) -> None:
         assert (tables.name(number) or NameRow(number)) == name
     for number, file in expected.files.items():
         assert (tables.file(number) or FileRow(number)) == file
-        versions = [row for row in expected.versions.values() if row.file == number]
+        mine = {key: row for key, row in expected.versions.items() if row.file == number}
+        assert {key: tables.version(*key) for key in mine} == mine
+        versions = [row for row in mine.values() if row.contents != "xattr"]
         assert tables.versions(number) == sorted(versions, key=lambda row: row.stamp, reverse=True)
         assert {row.id for row in tables.names_of(number)} == set(file.names)
     for number, directory in expected.directories.items():
