@@ -140,7 +140,10 @@ def drain(
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Until it may be unplugged.")] = True,
     as_json: AsJsonLines = False,
 ) -> int:
-    """Bring what is only on this node to others, and say when it may be unplugged. Exit status 3: not yet."""
+    """Bring what is only on this node to others, and say when it may be unplugged. Exit status 3: not yet.
+
+    It is given up when nothing moves for a minute; the node goes on giving away what it can.
+    """
     watch = TransferWatch(as_json=as_json)
     try:
         with connect(context) as client, watch:
@@ -153,22 +156,20 @@ def drain(
     if as_json:
         show.json({"event": "result", "result": drained})
     else:
-        _say_drained(drained)
+        _say_drained(drained, waited=wait)
     return ExitStatus.DONE if drained.safe else ExitStatus.PENDING
 
 
-def _say_drained(drained: volume.DrainReport) -> None:
+def _say_drained(drained: volume.DrainReport, *, waited: bool) -> None:
     if drained.safe:
         where = f": all it has is also on {', '.join(drained.holders)}" if drained.holders else ""
         show.line(f"this node may be unplugged{where}")
-        if drained.text:
-            show.line(drained.text)
         return
     left = amount.count(drained.versions_left, "version")
     show.line(f"not yet: {left}, {amount.size(drained.bytes_left)}, only on this node")
     if drained.text:
         show.line(drained.text)
-    show.aside("  try: tbshare drain (it waits)")
+    show.aside("  try: tbshare node ls" if waited else "  try: tbshare drain (it waits)")
 
 
 def undrain(context: typer.Context, as_json: AsJson = False) -> int:

@@ -77,6 +77,7 @@ def _below(client: Client, incomplete: str) -> list[str]:
     return [
         start + item.name.decode("utf-8", "surrogateescape") + ("/" if item.kind in slash else "")
         for item in listed.items
+        if b"\n" not in item.name  # the shell takes one word a line
     ]
 
 

@@ -39,7 +39,7 @@ def register(app: typer.Typer) -> None:
     app.command("mv", epilog=examples("mv film:/clip.mov film:/reels/", "mv film:/reels film:/rushes"))(move)
     app.command(
         "cat",
-        epilog=examples("cat film:/notes.txt", "cat film:/notes.txt --version 8a3f00124c000007 > old.txt"),
+        epilog=examples("cat film:/notes.txt", "cat film:/notes.txt --version 07e2f2addfc0007e > old.txt"),
     )(concatenate)
     app.command("mkdir", epilog=examples("mkdir film:/reels", "mkdir -p film:/reels/day-1"))(make_directory)
 
@@ -51,15 +51,15 @@ def copy(
     move: Annotated[bool, typer.Option("--move", help="Adopt the files instead of copying them.")] = False,
     as_json: AsJsonLines = False,
 ) -> int:
-    """Copy files into, out of or inside volumes. Interrupted, the same command goes on where it was."""
+    """Copy files into, out of or inside volumes; a target is a file's whole new version, or nothing happened."""
     params = copy_params(ends, recursive=recursive, move=move)
     watch = TransferWatch(as_json=as_json)
     try:
-        with connect(context) as client, watch:
+        with connect(context) as client, watch, listing_helps(client, *params.sources, params.target):
             copied = client.file_copy(params, watch.event)
     except KeyboardInterrupt:
         raise Interrupted(
-            "interrupted; what is copied stays", cure="the same command again: it goes on where it was"
+            "interrupted; files that were copied whole stay, none is half-written", cure="the same command again"
         ) from None
     if as_json:
         show.json({"event": "result", "result": copied})
@@ -128,7 +128,7 @@ def move(
         raise UsageError("mv wants a source and a target", cure="tbshare mv --help")
     *sources, target = [place_in_volume(text, "mv") for text in ends]
     into = _is_directory(ends[-1]) or len(sources) > 1
-    with connect(context) as client, listing_helps(sources[0]):
+    with connect(context) as client, listing_helps(client, *sources, target):
         moved = [client.file_move(source, target, into=into) for source in sources]
     if as_json:
         show.json({"moved": [each.item for each in moved]})
@@ -151,7 +151,7 @@ def concatenate(
         raise UsageError("--version goes with one file", cure=f"tbshare history {places[0]}")
     with connect(context) as client:
         for where in wheres:
-            with listing_helps(where):
+            with listing_helps(client, where):
                 client.file_read(files.FileReadParams(where=where, version=version), show.raw)
     return ExitStatus.DONE
 
@@ -166,7 +166,7 @@ def make_directory(
 ) -> int:
     """Make directories in a volume."""
     wheres = [place_in_volume(text, "mkdir") for text in places]
-    with connect(context) as client, listing_helps(wheres[0]):
+    with connect(context) as client, listing_helps(client, *wheres):
         made = [client.file_mkdir(where, parents=parents) for where in wheres]
     if as_json:
         show.json({"made": [each.item for each in made]})
@@ -175,7 +175,7 @@ def make_directory(
 
 def list_files(context: typer.Context, where: Where, *, long: bool, dotted: bool, as_json: bool) -> int:
     """List what is in a directory of a volume, or one file."""
-    with connect(context) as client, listing_helps(where):
+    with connect(context) as client, listing_helps(client, where):
         listed = client.file_list(where, details=long or as_json, xattrs=as_json)
     if as_json:
         show.json(listed)
@@ -186,7 +186,7 @@ def list_files(context: typer.Context, where: Where, *, long: bool, dotted: bool
 
 def remove_files(context: typer.Context, wheres: list[Where], *, recursive: bool, as_json: bool) -> int:
     """Remove files of volumes; history keeps them."""
-    with connect(context) as client, listing_helps(wheres[0]):
+    with connect(context) as client, listing_helps(client, *wheres):
         gone = client.file_remove(wheres, recursive=recursive)
     if as_json:
         show.json(gone)
@@ -201,7 +201,7 @@ def remove_files(context: typer.Context, wheres: list[Where], *, recursive: bool
 
 def show_file(context: typer.Context, where: Where, *, as_json: bool) -> int:
     """Show a file: its versions, how durable they are, and who holds the newest."""
-    with connect(context) as client, listing_helps(where):
+    with connect(context) as client, listing_helps(client, where):
         shown = client.file_show(where)
     if as_json:
         show.json(shown)

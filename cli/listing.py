@@ -7,13 +7,13 @@ from tbshare.cli import amount, show
 from tbshare.cli.moment import minute
 from tbshare.wire import files
 
-_LETTERS = {"directory": "d", "bundle": "b", "link": "l"}
+_LETTERS = {"directory": "d", "bundle": "d", "link": "l"}
 _TRIPLES = ("---", "--x", "-w-", "-wx", "r--", "r-x", "rw-", "rwx")
 
 
 def show_items(listed: files.FileList, *, long: bool, dotted: bool) -> None:
-    """Print a directory's items, or the one file that was asked for."""
-    if listed.item.kind == "directory":
+    """Print the items of a directory or bundle, or the one file that was asked for."""
+    if listed.item.kind in ("directory", "bundle"):
         items = [item for item in listed.items if dotted or not item.name.startswith(b".")]
     else:
         items = [listed.item]
@@ -57,7 +57,7 @@ def _copies_text(item: files.Item) -> str:
 
 
 def mode_text(item: files.Item) -> str:
-    """Return kind and permissions as `ls -l` has them, `b` for a bundle."""
+    """Return kind and permissions as `ls -l` has them: a bundle is a directory there."""
     triples = "".join(_TRIPLES[(item.mode >> shift) & 7] for shift in (6, 3, 0))
     return _LETTERS.get(item.kind, "-") + triples
 
@@ -80,34 +80,30 @@ def name_text(item: files.Item, *, marked: bool = False) -> str:
     return text
 
 
-def show_versions(lines: list[files.VersionLine]) -> None:
-    """Print lines of a history; `*` marks the versions that nothing was saved upon."""
+def show_versions(lines: list[files.VersionLine], name: bytes = b"") -> None:
+    """Print lines of a history of `name`; `*` marks the versions that nothing was saved upon."""
     rows = [
         [
             ("* " if line.head else "  ") + line.version,
             minute(line.when_ns),
             line.author or "-",
-            amount.size(line.size_bytes) if line.version else "-",
+            amount.size(line.size_bytes),
             line.copies or "-",
-            version_text(line),
+            version_text(line, name),
         ]
         for line in lines
     ]
     show.table(["  VERSION", "WHEN", "BY", "SIZE", "COPIES", ""], rows, right=[3])
 
 
-def version_text(line: files.VersionLine) -> str:
-    """Say what happened, and what there is to know of it."""
-    text = line.what
-    if line.path and line.what == "moved":
-        text += f" to {show.name(line.path)}"
+def version_text(line: files.VersionLine, name: bytes = b"") -> str:
+    """Say what else there is to know of a version, and under which name it is seen if that is not `name`."""
+    parts = [f"shown as {show.name(line.shown)}"] if line.shown not in (b"", name) else []
     if line.here == "expired":
-        text += ", its bytes are given back"
+        parts.append("its bytes are given back")
     elif line.here == "no":
-        text += ", not here"
-    if line.shown:
-        text += f", shown as {show.name(line.shown)}"
-    return text
+        parts.append("not here")
+    return ", ".join(parts)
 
 
 def show_report(shown: files.FileReport) -> None:
@@ -133,7 +129,7 @@ def show_report(shown: files.FileReport) -> None:
         show.line(f"attribute {show.name(xattr.name)}: {amount.size(len(xattr.value))}")
     if shown.versions:
         show.line()
-        show_versions(shown.versions)
+        show_versions(shown.versions, item.name)
     if shown.versions_total > len(shown.versions):
         more = amount.count(shown.versions_total - len(shown.versions), "more version")
         show.line(f"and {more}; tbshare history {shown.where}")

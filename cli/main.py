@@ -230,7 +230,7 @@ def _nothing() -> None:
 def _refusal(error: Exception) -> str:
     """Return click's sentence, without its full stop."""
     text: object = getattr(error, "format_message", lambda: str(error))()
-    return str(text).rstrip(".").replace("\n", " ")
+    return str(text).rstrip(".").replace("\n", " ").replace(": Value error, ", ": ")
 
 
 def _help_of(words: list[str]) -> str:

@@ -3,6 +3,8 @@
 import os
 import shlex
 import time
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import Annotated
 
 import typer
@@ -11,10 +13,11 @@ from tbshare.cli import amount, hub, show
 from tbshare.cli.complete import complete_node, complete_ref, complete_ref_or_where
 from tbshare.cli.examples import examples
 from tbshare.cli.options import AsJson, AsJsonLines
-from tbshare.cli.place import looks_like_path, ref_or_place, source
+from tbshare.cli.place import listing_helps, looks_like_path, ref_or_place, source, volume_helps
 from tbshare.cli.session import connect
 from tbshare.cli.watch import TransferWatch, closing_lines
-from tbshare.errors import ExitStatus, UsageError
+from tbshare.client import Client
+from tbshare.errors import ExitStatus, RefUnknown, UsageError
 from tbshare.wire import local, report
 from tbshare.wire.where import Where
 
@@ -193,8 +196,10 @@ def list_refs(
         from tbshare.cli import files
 
         return files.list_files(context, where, long=long, dotted=all_revs, as_json=as_json)
-    with connect(context) as client:
+    with connect(context) as client, volume_helps(client, prefix):
         refs = client.ref_list(prefix, all_revs=all_revs)
+        if prefix and not refs.refs and not as_json and _is_volume(client, prefix):
+            raise RefUnknown(f"no ref begins with {prefix}")
     if as_json:
         show.json(refs)
     elif refs.refs:
@@ -212,6 +217,10 @@ def list_refs(
     else:
         show.aside(f"no ref begins with {prefix}" if prefix else "no refs yet; try: tbshare push PATH")
     return ExitStatus.DONE
+
+
+def _is_volume(client: Client, text: str) -> bool:
+    return any(line.name.lower() == text.lower() for line in client.volume_list().volumes)
 
 
 def show_ref(
@@ -239,7 +248,7 @@ def show_ref(
         params = local.ShowParams(path=source(what), files_max=files_max)
     else:
         params = local.ShowParams(ref=what, files_max=files_max)
-    with connect(context) as client:
+    with connect(context) as client, volume_helps(client, what):
         shown = client.show(params)
     if as_json:
         show.json(shown)
@@ -320,7 +329,7 @@ def remove(
 
 
 def _remove_ref(context: typer.Context, ref: str, *, yes: bool, as_json: bool) -> int:
-    with connect(context) as client:
+    with connect(context) as client, volume_helps(client, ref, f"tbshare volume rm {ref}"):
         if not yes:
             plan = client.remove(ref, yes=False)
             for warning in plan.warnings:
@@ -345,24 +354,33 @@ def _remove_ref(context: typer.Context, ref: str, *, yes: bool, as_json: bool) -
 
 def pin(context: typer.Context, what: RefOrPlace, as_json: AsJson = False) -> int:
     """Keep a ref, or what is at a place in a volume, on this node until it is unpinned."""
-    with connect(context) as client:
-        kept = client.pin(ref_or_place(what))
+    place = ref_or_place(what)
+    with connect(context) as client, _helps(client, place):
+        kept = client.pin(place)
     return _say_kept(kept, f"{kept.ref} is pinned here", as_json=as_json)
 
 
 def unpin(context: typer.Context, what: RefOrPlace, as_json: AsJson = False) -> int:
     """Take back a pin; the bytes stay until something else needs the room."""
-    with connect(context) as client:
-        kept = client.unpin(ref_or_place(what))
+    place = ref_or_place(what)
+    with connect(context) as client, _helps(client, place):
+        kept = client.unpin(place)
     return _say_kept(kept, f"{kept.ref} is no longer pinned here", as_json=as_json)
 
 
 def evict(context: typer.Context, what: RefOrPlace, as_json: AsJson = False) -> int:
     """Free the bytes of a ref, or of what is at a place in a volume, on this node; never the last copy."""
-    with connect(context) as client:
-        kept = client.evict(ref_or_place(what))
+    place = ref_or_place(what)
+    with connect(context) as client, _helps(client, place):
+        kept = client.evict(place)
     text = f"{kept.ref} is no longer here; freed {amount.size(kept.bytes_freed)}"
     return _say_kept(kept, text, as_json=as_json)
+
+
+@contextmanager
+def _helps(client: Client, what: str | Where, command: str = "") -> Generator[None]:
+    with listing_helps(client, what) if isinstance(what, Where) else volume_helps(client, what, command):
+        yield
 
 
 def _say_kept(kept: report.KeepReport, text: str, *, as_json: bool) -> int:

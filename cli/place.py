@@ -4,12 +4,15 @@ import os
 import shlex
 from collections.abc import Generator
 from contextlib import contextmanager
+from difflib import get_close_matches
 from typing import Annotated
 
 import typer
 
+from tbshare.cli import show
 from tbshare.cli.complete import complete_volume, complete_where
-from tbshare.errors import FileError, InputRefused, UsageError
+from tbshare.client import Client
+from tbshare.errors import FileError, InputRefused, PathMissing, RefUnknown, UsageError
 from tbshare.wire.where import Where, parse_where
 
 PlaceArgument = Annotated[
@@ -44,8 +47,11 @@ def source(text: str) -> str:
 
 
 def ref_or_place(text: str) -> str | Where:
-    """Return the place in a volume that an argument names, else the argument: a ref."""
-    return (None if os.path.lexists(text) else parse_where(text)) or text
+    """Return the place in a volume that an argument names, else the argument: a ref. UsageError for neither."""
+    where = None if os.path.lexists(text) else parse_where(text)
+    if where is None and ":/" in text and not looks_like_path(text):
+        raise UsageError(f"{text!r} is neither a ref nor VOLUME:/path", cure="tbshare help volumes")
+    return where or text
 
 
 def place_in_volume(text: str, command: str) -> Where:
@@ -69,14 +75,50 @@ def place_anywhere(text: str, *, exists: bool) -> Where:
 
 
 @contextmanager
-def listing_helps(where: Where) -> Generator[None]:
-    """Let an error about a path, where it names no cure itself, name the command that lists the directory."""
+def listing_helps(client: Client, *wheres: Where) -> Generator[None]:
+    """Let an error about a path name what is nearest to it, and a command that lists a directory that is there."""
     try:
         yield
     except FileError as error:
-        if not error.cure:
-            above = Where(where.volume, b"/".join(where.parts[:-1]), where.snapshot)
+        places = [where for where in wheres if where.volume]
+        if isinstance(error, PathMissing) and not error.cure:
+            for where in places:
+                if _say_nearest(client, where, error):
+                    raise
+        if not error.cure and places:
+            above = Where(places[0].volume, b"/".join(places[0].parts[:-1]), places[0].snapshot)
             error.cure = f"tbshare ls {shlex.quote(str(above))}"
+        raise
+
+
+def _say_nearest(client: Client, where: Where, error: PathMissing) -> bool:
+    """Add the names nearest to the first part of the path that is missing; whether one is."""
+    for depth, part in enumerate(where.parts):
+        above = Where(where.volume, b"/".join(where.parts[:depth]), where.snapshot)
+        names = {
+            os.fsdecode(item.name).casefold(): os.fsdecode(item.name) for item in client.file_list(above).items
+        }
+        wanted = os.fsdecode(part).casefold()
+        if wanted not in names:
+            if found := get_close_matches(wanted, names, n=3):
+                error.args = (
+                    f"{error}; nearest: {', '.join(show.name(os.fsencode(names[key])) for key in found)}",
+                )
+            error.cure = f"tbshare ls {shlex.quote(str(above))}"
+            return True
+    return False
+
+
+@contextmanager
+def volume_helps(client: Client, text: str, command: str = "") -> Generator[None]:
+    """Let the error that there is no such ref say that a volume has this name, and how its files are named."""
+    try:
+        yield
+    except RefUnknown as error:
+        name = volume_name(text)
+        if any(line.name.lower() == name.lower() for line in client.volume_list().volumes):
+            error.args = (f"{error}; {name} is a volume, its files are {name}:/PATH",)
+            error.cure = command or f"tbshare ls {name}:/"
         raise
 
 

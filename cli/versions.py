@@ -25,7 +25,7 @@ def register(app: typer.Typer) -> None:
         "restore",
         epilog=examples(
             "restore film:/cut.prproj                      (undo: the version before the newest)",
-            "restore film:/cut.prproj --version 8a3f00124c000007",
+            "restore film:/cut.prproj --version 07e2f2addfc0007e",
             "restore film:/reels --before 2h",
             "restore film:/cut.prproj --snapshot monday --to film:/cut-monday.prproj",
         ),
@@ -35,7 +35,7 @@ def register(app: typer.Typer) -> None:
         "resolve",
         epilog=examples(
             "resolve film:/cut.prproj --keep studio-2",
-            "resolve film:/cut.prproj --keep 8a3f00124c000007",
+            "resolve film:/cut.prproj --keep 07e2f2addfc0007e",
             "resolve film:/cut.prproj --keep 'cut (from studio-2, 2026-11-23 14.05).prproj'",
         ),
     )(resolve)
@@ -46,12 +46,12 @@ def register(app: typer.Typer) -> None:
 def history(context: typer.Context, place: PlaceArgument, as_json: AsJson = False) -> int:
     """List all versions of a path, newest first; of one that is removed, too."""
     where = place_in_volume(place, "history")
-    with connect(context) as client, listing_helps(where):
+    with connect(context) as client, listing_helps(client, where):
         found = client.history(where)
     if as_json:
         show.json(found)
     else:
-        listing.show_versions(found.lines)
+        listing.show_versions(found.lines, where.parts[-1] if where.parts else b"")
     return ExitStatus.DONE
 
 
@@ -83,7 +83,7 @@ def restore(
         snapshot=snapshot,
         target=place_in_volume(to, "restore") if to else None,
     )
-    with connect(context) as client, listing_helps(where):
+    with connect(context) as client, listing_helps(client, where):
         restored = client.restore(params)
     if as_json:
         show.json(restored)
@@ -111,18 +111,20 @@ def conflicts(context: typer.Context, name: OptionalVolume = "", as_json: AsJson
     if found.total > len(found.conflicts):
         show.line(f"and {found.total - len(found.conflicts)} more")
     if found.conflicts:
-        cure = _resolving(found.conflicts[0])
+        cure = resolving(found.conflicts[0])
         show.aside(f"to choose one, the others stay in the history: {cure}")
     return ExitStatus.DONE
 
 
-def _resolving(conflict: volume.ConflictLine) -> str:
+def resolving(conflict: volume.ConflictLine) -> str:
+    """Return the command that ends a conflict."""
     if conflict.kind == "versions":
         keep = conflict.shown[0].version if conflict.shown else "NODE"
         return f"tbshare resolve {_quoted(conflict.where)} --keep {keep}"
     last = conflict.shown[-1].shown if conflict.shown else b""
     there = Where(conflict.where.volume, b"/".join((*conflict.where.parts[:-1], last)))
-    return f"tbshare mv {_quoted(there)} {_quoted(conflict.where)}-2"
+    stem, extension = os.path.splitext(conflict.where.path)
+    return f"tbshare mv {_quoted(there)} {_quoted(Where(there.volume, stem + b'-2' + extension))}"
 
 
 def _quoted(where: Where) -> str:
@@ -161,7 +163,7 @@ def resolve(
 ) -> int:
     """Say which of several versions has the name; the others stay in the history."""
     where = place_in_volume(place, "resolve")
-    with connect(context) as client:
+    with connect(context) as client, listing_helps(client, where):
         resolved = client.resolve(where, os.fsencode(keep))
     if as_json:
         show.json(resolved)

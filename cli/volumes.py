@@ -85,8 +85,8 @@ def create(  # noqa: PLR0913, PLR0917  (typer makes an option of each)
     context: typer.Context,
     name: NewVolume,
     mode: Annotated[
-        Literal["media", "owner", "models"],
-        typer.Option("--mode", help="media: all write; owner: one does; models: publish once."),
+        Literal["media", "owner"],
+        typer.Option("--mode", help="media: all write; owner: one does."),
     ] = "media",
     owner: Owner = "",
     replicate: Replicate = "",

@@ -23,6 +23,7 @@ class TransferWatch:
         self._progress = show.Progress(silent=as_json)
         self._nodes: dict[str, report.NodeProgress] = {}
         self._states: dict[str, str] = {}
+        self._whole = False  # a copy's bytes have all been read
         self.id = ""
         self.published: report.Published | None = None
         self.rate_best = 0.0  # bytes per second, from one node to one other, as seen in the events
@@ -99,9 +100,10 @@ class TransferWatch:
     def _copying(self, event: files.Copying) -> None:
         if not event.bytes_total and not event.bytes_done:
             return  # it has only begun to count
-        done = event.bytes_total > 0 and event.bytes_done >= event.bytes_total
+        whole = event.bytes_total > 0 and event.bytes_done >= event.bytes_total
         text = copying_line(event)
-        self._progress.update(lambda columns: copying_lines(event, columns), lambda: text, changed=done)
+        changed, self._whole = whole and not self._whole, whole
+        self._progress.update(lambda columns: copying_lines(event, columns), lambda: text, changed=changed)
 
     def _transfer(self, event: report.Nodes) -> None:
         self._nodes = {node.id: node for node in event.nodes}
@@ -129,7 +131,7 @@ def copying_line(event: files.Copying) -> str:
     parts = [f"copying {amount.size(event.bytes_done)} of {amount.size(event.bytes_total)}"]
     if event.files_total > 1:
         parts.append(f"{event.files_done} of {amount.count(event.files_total, 'file')}")
-    if event.rate > 0:
+    if event.rate > 0 and event.bytes_done >= MOVED_LEAST_BYTES:
         parts.append(amount.rate(event.rate))
         left = (event.bytes_total - event.bytes_done) / event.rate
         if left >= 1:
@@ -142,10 +144,10 @@ def draining_line(event: volume.Draining) -> str:
     text = f"{amount.size(event.bytes_left)} in {amount.count(event.versions_left, 'version')} only here"
     if event.entries_left:
         text += f", {event.entries_left} changes of names"
-    if event.rate > 0:
+    if event.rate >= MOVED_LEAST_BYTES:  # else it waits, and the time left would be a guess
         text += f", {amount.rate(event.rate)}"
-    if event.eta_seconds is not None:
-        text += f", {amount.duration(event.eta_seconds)} left"
+        if event.eta_seconds is not None:
+            text += f", {amount.duration(event.eta_seconds)} left"
     return f"{text}; {event.text}" if event.text else text
 
 

@@ -14,6 +14,7 @@ from tbshare.daemon.control import Emit
 from tbshare.daemon.file_lines import FileLines
 from tbshare.daemon.files import Files
 from tbshare.daemon.service import Service
+from tbshare.errors import UsageError
 from tbshare.volumes.item import Change, Path
 from tbshare.volumes.rows import VersionRow
 from tbshare.volumes.volume import Handle
@@ -33,6 +34,10 @@ class Watching:
 
     async def watch(self, params: WatchParams, emit: Emit) -> Done:
         """Tell changes at a path and below until the reader leaves."""
+        if params.where.snapshot:
+            raise UsageError(
+                f"{params.where}: nothing changes in a snapshot", cure=f"tbshare watch {params.where.volume}"
+            )
         state, handle = await self.files.open(params.where)
         told = FileLines(self.service, state, handle)
         queue = _Queue(handle.id, trio.lowlevel.current_trio_token())

@@ -1,6 +1,7 @@
 """Copies: from this machine into a volume, from a volume to this machine, from one volume to another."""
 
 import os
+import shlex
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -13,7 +14,7 @@ import trio
 
 from tbshare.daemon import local_tree
 from tbshare.daemon.control import Emit
-from tbshare.daemon.files import Files
+from tbshare.daemon.files import Files, below
 from tbshare.daemon.local_tree import Attributes as LocalAttributes
 from tbshare.daemon.processes import Process
 from tbshare.daemon.reading import pieces_of, puts_of
@@ -31,6 +32,7 @@ from tbshare.errors import (
 )
 from tbshare.store import adopt
 from tbshare.volumes.item import Item, Path
+from tbshare.volumes.rows import version_of_large
 from tbshare.volumes.volume import Handle
 from tbshare.wire.files import Copying, CopyReport, FileCopyParams
 from tbshare.wire.report import Started, Warned
@@ -109,13 +111,17 @@ class Copies:
     async def take_in(self, volume: str, source: bytes, *, move: bool, emit: Emit) -> CopyReport:
         """Take a local directory in as the content of a volume; what is there already is not read again."""
         _, handle = await self.files.open(Where(volume), writing=True)
-        if not os.path.isdir(source):  # noqa: ASYNC240
-            raise InputRefused(f"{os.fsdecode(source)} is not a directory", cure="--from DIR")
 
         async def work(process: Process, stop: threading.Event, progress: Progress) -> None:
             await self._take(handle, source, (), stop, progress, recursive=True, resume=True, move=move)
 
         return await self._run(f"{os.fsdecode(source)} to {volume}:/", emit, work)
+
+    def check_source(self, source: bytes) -> None:
+        """Raise InputRefused where `take_in` would: before a volume is made for nothing."""
+        if not os.path.isdir(source):
+            raise InputRefused(f"{os.fsdecode(source)} is not a directory", cure="tbshare volume create --help")
+        self._not_our_own(source)
 
     # running ---------------------------------------------------------------------------------------------------
 
@@ -132,12 +138,15 @@ class Copies:
         process.on_stop = stop.set
 
         async def say() -> None:
-            while True:
-                event = progress.event()
-                process.bytes_done, process.bytes_total = event.bytes_done, event.bytes_total
-                process.rate = event.rate
-                await emit(event)
-                await trio.sleep(SAY_SECONDS)
+            try:
+                while True:
+                    event = progress.event()
+                    process.bytes_done, process.bytes_total = event.bytes_done, event.bytes_total
+                    process.rate = event.rate
+                    await emit(event)
+                    await trio.sleep(SAY_SECONDS)
+            finally:
+                stop.set()  # a cancellation reaches the thread so, which is waited for
 
         failure: BaseException | None = None
         with process.ending():
@@ -145,11 +154,7 @@ class Copies:
                 try:
                     async with trio.open_nursery() as nursery:
                         nursery.start_soon(say)
-                        try:
-                            async with self.service.taking_in():
-                                await work(process, stop, progress)
-                        finally:
-                            stop.set()  # a cancellation reaches the threads so
+                        await work(process, stop, progress)
                         nursery.cancel_scope.cancel()
                 except* TbshareError as group:
                     failure = innermost(group)
@@ -184,12 +189,34 @@ class Copies:
             raise PathNotDirectory(f"{params.target} is no directory", cure=f"tbshare mkdir {params.target}")
         for source in params.sources:
             name = os.path.basename(source.path.rstrip(b"/"))
-            path = (*target, name) if inside and name else target
+            below_it = inside or (there is not None and there.kind == "bundle" and await self._is_file(source))
+            path = (*target, name) if below_it and name else target
             if source.volume:
                 await self._between(source, handle, path, stop, progress, recursive=params.recursive)
             else:
                 recursive = params.recursive
                 await self._take(handle, source.path, path, stop, progress, recursive=recursive, move=params.move)
+
+    async def _is_file(self, source: Where) -> bool:
+        """Whether a source is no directory: a file goes into a bundle, a directory becomes its next version."""
+        if not source.volume:
+            return not await trio.to_thread.run_sync(os.path.isdir, source.path)
+        _, handle = await self.files.open(source)
+        item = await trio.to_thread.run_sync(handle.lookup, source.parts)
+        return not item.is_directory
+
+    def _not_our_own(self, source: bytes) -> None:
+        """Raise InputRefused where a source holds this node's home: its key, its log, its store."""
+        path = LocalPath(os.fsdecode(source))
+        real = (
+            path.resolve() if path.is_dir() else path.parent.resolve() / path.name
+        )  # a link to an adopted file is no harm
+        home = self.service.home.resolve()
+        if real == home or real in home.parents or home in real.parents:
+            raise InputRefused(
+                f"{os.fsdecode(source)} holds this node's own store and key, or lies in it: {home}",
+                cure="tbshare volume create --help",
+            )
 
     async def _take(
         self,
@@ -204,12 +231,13 @@ class Copies:
         move: bool = False,
     ) -> None:
         service = self.service
+        self._not_our_own(source)
         note = f"{adopt.NOTE}{os.fsdecode(source)}"
 
         def keep(tree: bytes) -> None:
             service.log.pins.add(tree, note=note)
 
-        def locked(paths: Sequence[Path]) -> AbstractContextManager[None]:
+        def locked(paths: Sequence[Path]) -> AbstractContextManager[Handle]:
             return service.locks.held_in_thread(handle, paths)
 
         def work() -> None:
@@ -219,6 +247,7 @@ class Copies:
                 service.store,
                 handle,
                 locked,
+                service.taking_in_thread,
                 stop=stop,
                 resume=resume,
                 keep=keep if move else None,
@@ -243,18 +272,24 @@ class Copies:
         item = await trio.to_thread.run_sync(other.lookup, source.parts)
         if item.kind == "directory" and not recursive:
             raise PathIsDirectory(f"{source} is a directory", cure="tbshare cp -r")
-        if other.id == handle.id and path[: len(source.parts)] == source.parts and item.kind == "directory":
-            raise UsageError(f"{source} cannot be copied into itself", cure="choose another target")
+        itself = other.id == handle.id and path[: len(source.parts)] == source.parts and not source.snapshot
+        if itself and item.kind == "directory":
+            raise UsageError(f"{source} cannot be copied into itself", cure="tbshare cp --help")
         taken = Taken()
         progress.next(taken)
 
         def work() -> None:
-            for part in puts_of(other, source.parts, path):
+            parts = puts_of(other, source.parts, path)
+            while True:
                 if stop.is_set():
                     raise Interrupted("stopped; what was copied so far is there", cure="the same again")
-                there = [put.path for put in part if put.kind != "directory" and handle.find(put.path)]
-                with self.service.locks.held_in_thread(handle, there):
-                    handle.put_many(part)
+                with self.service.taking_in_thread():
+                    part = next(parts, None)
+                    if part is None:
+                        return
+                    there = [put.path for put in part if put.kind != "directory" and handle.find(put.path)]
+                    with self.service.locks.held_in_thread(handle, there) as under:
+                        under.put_many(part)
                 files = [put for put in part if put.content is not None]
                 taken.files += len(files)
                 taken.shared += len(files)
@@ -269,7 +304,8 @@ class Copies:
         target = params.target.path
         inside = await trio.to_thread.run_sync(os.path.isdir, target)
         if not inside and (params.into or len(params.sources) > 1):
-            raise InputRefused(f"{os.fsdecode(target)} is no directory", cure="mkdir it")
+            cure = f"mkdir {shlex.quote(os.fsdecode(target))}"
+            raise InputRefused(f"{os.fsdecode(target)} is no directory", cure=cure)
         for source in params.sources:
             _, handle = await self.files.open(source)
             parts = source.parts
@@ -279,6 +315,7 @@ class Copies:
             name = source.parts[-1] if source.parts else b""
             real = os.path.join(target, name) if inside and name else target
             progress.next(Taken())
+            progress.bytes_total += (await trio.to_thread.run_sync(below, handle, parts))[2]
             await self._give(handle, source.parts, item, real, stop, progress)
 
     async def _give(
@@ -289,7 +326,7 @@ class Copies:
             raise Interrupted("stopped; what was copied so far is there", cure="the same again")
         taken = progress.taken
         taken.path = str(LocalPath(os.fsdecode(real)))
-        attributes = LocalAttributes(item.mode, item.mtime_ns, dict(item.xattrs))
+        attributes = LocalAttributes(item.mode, item.mtime_ns, await self._xattrs(handle, item))
         if (item.version and not item.inside) or item.kind == "bundle":
             await self.service.spread.need(handle.id, item.file, item.version)
         if item.is_directory:
@@ -313,6 +350,16 @@ class Copies:
         else:
             await trio.to_thread.run_sync(partial(self._write, item, real, attributes, stop, taken))
         taken.files += 1
+
+    async def _xattrs(self, handle: Handle, item: Item) -> dict[bytes, bytes]:
+        """Return the extended attributes of an item, with those whose values are objects."""
+        xattrs = dict(item.xattrs)
+        for name, large in item.large_xattrs.items():
+            if not item.inside:
+                await self.service.spread.need(handle.id, item.file, version_of_large(large.object))
+            pieces = pieces_of(self.service.store, large.object)
+            xattrs[name] = await trio.to_thread.run_sync(b"".join, pieces)
+        return xattrs
 
     def _write(
         self, item: Item, real: bytes, attributes: LocalAttributes, stop: threading.Event, taken: Taken

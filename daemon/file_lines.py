@@ -116,7 +116,6 @@ class FileLines:
         """Return one line of a history."""
         return VersionLine(
             version=id_text(line.version),
-            what="saved",
             when_ns=line.time_ns,
             author=self.name(line.author),
             kind=line.kind,
@@ -140,7 +139,6 @@ class FileLines:
         """Return what stands under a name as a version."""
         return VersionLine(
             version=id_text(item.version),
-            what="saved",
             when_ns=item.ctime_ns,
             author=self.name(item.author) if item.author else "",
             kind=item.kind,

@@ -1,5 +1,8 @@
 """Files of volumes: what is listed, told, moved, removed, brought back. Copies have a module of their own."""
 
+import os
+import shlex
+import time
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -121,7 +124,7 @@ class Files:
         lines, path = FileLines(self.service, state, handle), params.where.parts
         item = (await self.file_stat(params)).item
         if item.kind == "directory":
-            totals = await trio.to_thread.run_sync(lambda: _below(handle, path))
+            totals = await trio.to_thread.run_sync(lambda: below(handle, path))
             item = msgspec.structs.replace(item, size_bytes=totals[2])
             return wire.FileReport(params.where, item, files=totals[0])
         history = await trio.to_thread.run_sync(handle.history, path)
@@ -158,12 +161,12 @@ class Files:
 
     # changing --------------------------------------------------------------------------------------------------
 
-    async def _write(self, handle: Handle, paths: Sequence[Path], work: Callable[[], _T]) -> _T:
-        """Do something in a thread while the locks on what is at these paths are held."""
+    async def _write(self, handle: Handle, paths: Sequence[Path], work: Callable[[Handle], _T]) -> _T:
+        """Do something with the volume in a thread while the locks on what is at these paths are held."""
         for path in paths:
             await self.look(handle, path[:-1], lambda path=path: handle.find(path))  # type: ignore[misc]
-        async with self.service.locks.held(handle, paths):
-            return await trio.to_thread.run_sync(work)
+        async with self.service.locks.held(handle, paths) as under:
+            return await trio.to_thread.run_sync(work, under)
 
     async def file_mkdir(self, params: wire.FileMkdirParams) -> wire.FileStat:
         """Make a directory."""
@@ -184,7 +187,7 @@ class Files:
             )
         source = params.source.parts
         target = await trio.to_thread.run_sync(_under, handle, source, params.target.parts, params.into)
-        await self._write(handle, [source, target], lambda: handle.rename(source, target))
+        await self._write(handle, [source, target], lambda under: under.rename(source, target))
         where = Where(params.target.volume, b"/".join(target))
         return await self._stat(where, lambda handle: handle.lookup(target))
 
@@ -199,13 +202,14 @@ class Files:
                 raise UsageError(f"that is all of volume {handle.name}", cure=cure)
             if item.kind == "directory" and not params.recursive:
                 listed = await trio.to_thread.run_sync(handle.list, path)
-                cure = f"tbshare rm -r {handle.name}:/{shown(b'/'.join(path).decode('utf-8', 'replace'))}"
+                cure = f"tbshare rm -r {_place(handle, path)}"
                 if listed:
-                    raise DirectoryNotEmpty(f"{_text(path)} has {len(listed)} names in it", cure=cure)
+                    names = "1 name" if len(listed) == 1 else f"{len(listed)} names"
+                    raise DirectoryNotEmpty(f"{_text(path)} has {names} in it", cure=cure)
                 raise PathIsDirectory(f"{_text(path)} is a directory", cure=cure)
         for _, handle, path in places:
-            counted = await trio.to_thread.run_sync(_below, handle, path)
-            await self._write(handle, [path], lambda handle=handle, path=path: handle.remove_tree(path))  # type: ignore[misc]
+            counted = await trio.to_thread.run_sync(below, handle, path)
+            await self._write(handle, [path], lambda under, path=path: under.remove_tree(path))  # type: ignore[misc]
             files, directories, size = files + counted[0], directories + counted[1], size + counted[2]
         return wire.FileRemoved(files, directories, size)
 
@@ -227,14 +231,14 @@ class Files:
         path, to = where.parts, target.parts
         snapshot = params.snapshot or where.snapshot
 
-        def work() -> tuple[list[Saved], bool]:
+        def work(under: Handle) -> tuple[list[Saved], bool]:
             if snapshot:
-                return _put_back(handle, handle.as_of(snapshot), path, to), False
+                return _put_back(under, under.as_of(snapshot), path, to), False
             version = id_number(params.version) if params.version else 0
             if not version and not params.before_ns:
-                version = _before_shown(handle, path)
-            there = handle.find(to)
-            saved = handle.restore(
+                version = _before_shown(under, path)
+            there = under.find(to)
+            saved = under.restore(
                 path, version=version, before_ns=params.before_ns or None, target=to if params.target else None
             )
             same = there is not None and not saved
@@ -266,7 +270,7 @@ class Files:
                 lines.append(
                     ConflictLine(
                         Where(handle.name, b"/".join(each.path)),
-                        "fork" if each.kind == "versions" else "name",
+                        each.kind,
                         [told.item_version(item, copies) for item in each.items],
                     )
                 )
@@ -279,7 +283,7 @@ class Files:
         told = FileLines(self.service, state, handle)
         versions = await trio.to_thread.run_sync(_heads, handle, path)
         keep = _chosen(versions, params.keep, told)
-        saved = await self._write(handle, [path], lambda: handle.resolve(path, keep.version))
+        saved = await self._write(handle, [path], lambda under: under.resolve(path, keep.version))
         return Resolved(params.where, id_text(saved.version), told.name(keep.author), len(versions) - 1)
 
     # locks and snapshots ---------------------------------------------------------------------------------------
@@ -311,7 +315,8 @@ class Files:
     async def snapshot_create(self, params: SnapshotParams) -> Snapshot:
         """Name the state of a volume."""
         state, handle = await self.open(Where(params.volume), writing=True)
-        made = await trio.to_thread.run_sync(handle.snapshot_create, params.name)
+        called = params.name or time.strftime("%Y-%m-%d-%H%M%S")
+        made = await trio.to_thread.run_sync(handle.snapshot_create, called)
         name = FileLines(self.service, state, handle).name(made.author)
         return Snapshot(SnapshotLine(handle.name, made.name, name, made.time_ns))
 
@@ -334,14 +339,19 @@ class Files:
 
 
 def _text(path: Path) -> str:
-    return shown(b"/".join(path).decode("utf-8", "surrogateescape"))
+    return shown("/" + b"/".join(path).decode("utf-8", "surrogateescape"))
+
+
+def _place(handle: Handle, path: Path) -> str:
+    """Return a path as a shell takes it."""
+    return shlex.quote(str(Where(handle.name, b"/".join(path))))
 
 
 def _history(handle: Handle, path: Path) -> str:
-    return f"tbshare history {handle.name}:/{_text(path)}"
+    return f"tbshare history {_place(handle, path)}"
 
 
-def _below(handle: Handle, path: Path) -> tuple[int, int, int]:
+def below(handle: Handle, path: Path) -> tuple[int, int, int]:
     """Return the files, directories and bytes of what is at a path and below it."""
     item = handle.lookup(path)
     if item.kind != "directory":
@@ -380,7 +390,7 @@ def _readable(handle: Handle, path: Path, version: str) -> tuple[int, bytes, int
     for _ in range(LINKS_MAX):
         item = handle.lookup(path)
         if item.is_directory:
-            raise PathIsDirectory(f"{_text(path)} is a {item.kind}", cure="tbshare ls")
+            raise PathIsDirectory(f"{_text(path)} is a {item.kind}", cure=f"tbshare ls {_place(handle, path)}")
         if item.kind == "file":
             return item.version, item.content, item.size, item.file
         path = _followed(path, item.content)
@@ -389,7 +399,7 @@ def _readable(handle: Handle, path: Path, version: str) -> tuple[int, bytes, int
 
 def _followed(path: Path, target: bytes) -> Path:
     if target.startswith(b"/"):
-        raise PathMissing(f"{_text(path)} is a link to {_text((target,))}, outside of the volume")
+        raise PathMissing(f"{_text(path)} is a link to {shown(os.fsdecode(target))}, outside of the volume")
     parts = list(path[:-1])
     for part in target.split(b"/"):
         if part == b"..":

@@ -131,6 +131,8 @@ class NodeHandlers:
         return await self.volumes.show(params.name)
 
     async def volume_create(self, params: volume.VolumeCreateParams, emit: Emit) -> volume.VolumeMade:
+        if params.source:
+            self.copies.check_source(params.source)
         made, already = await self.volumes.create(params)
         copied = None
         if params.source:

@@ -29,17 +29,21 @@ class Locks:
         self._users: dict[_Key, int] = {}
 
     @contextlib.asynccontextmanager
-    async def held(self, handle: Handle, paths: Sequence[Path]) -> AsyncGenerator[None, None]:
-        """Hold the locks of what these paths lead to. Locked or VolumeReadOnly when another does."""
+    async def held(self, handle: Handle, paths: Sequence[Path]) -> AsyncGenerator[Handle, None]:
+        """Hold the locks of what these paths lead to; what is saved through the handle given tells of them.
+
+        Locked or VolumeReadOnly when another does.
+        """
         targets = await trio.to_thread.run_sync(_targets, handle, paths) if paths else []
         taken: list[_Key] = []
+        epochs: dict[int, int] = {}
         try:
             for item, ancestors in targets:
                 key = (handle.id, item.file)
                 self._users[key] = self._users.get(key, 0) + 1
                 taken.append(key)
-                await self._take(handle, item, ancestors)
-            yield
+                epochs[item.file] = await self._take(handle, item, ancestors)
+            yield handle.under(epochs)
         finally:
             with trio.CancelScope(shield=True):
                 for key in taken:
@@ -49,15 +53,15 @@ class Locks:
                         await self._leasing.release(*key)
 
     @contextlib.contextmanager
-    def held_in_thread(self, handle: Handle, paths: Sequence[Path]) -> Generator[None, None, None]:
+    def held_in_thread(self, handle: Handle, paths: Sequence[Path]) -> Generator[Handle, None, None]:
         """Do the same for a worker thread."""
         if not paths:
-            yield
+            yield handle
             return
         stack = contextlib.AsyncExitStack()
-        trio.from_thread.run(stack.enter_async_context, self.held(handle, paths))
+        under = trio.from_thread.run(stack.enter_async_context, self.held(handle, paths))
         try:
-            yield
+            yield under
         finally:
             trio.from_thread.run(stack.aclose)
 
@@ -65,17 +69,19 @@ class Locks:
         """Return the files of a volume that are locked, and the node that each is locked by."""
         return {grant.id: grant.node for grant in self._leasing.listed() if grant.volume == volume}
 
-    async def _take(self, handle: Handle, item: Item, ancestors: Sequence[int]) -> None:
+    async def _take(self, handle: Handle, item: Item, ancestors: Sequence[int]) -> int:
+        """Return the epoch of the lease; 0 when nobody decided on it in time."""
         kind: Kind = "bundle" if item.kind == "bundle" else "file"
         try:
             with trio.move_on_after(DECIDED_SECONDS):
-                await self._leasing.take(handle.id, item.file, ancestors, kind)
+                return (await self._leasing.take(handle.id, item.file, ancestors, kind)).epoch
         except Locked as error:
             name = item.name.decode("utf-8", "backslashreplace")
             volume = (await self._mesh.state()).volume_by_id(handle.id)
             if volume is not None and volume.policy.locked == "read-only":
                 raise VolumeReadOnly(f"{name} can only be read now: {error}", cure=error.cure) from error
             raise Locked(f"{name} is locked: {error}", cure=error.cure) from error
+        return 0
 
 
 def _targets(handle: Handle, paths: Sequence[Path]) -> list[tuple[Item, list[int]]]:

@@ -11,7 +11,8 @@ from tbshare.volumes.fold import State
 from tbshare.volumes.rows import VersionRow
 from tbshare.volumes.tables import Here
 
-DAY_NS = 86400 * 10**9
+DAY_SECONDS = 86400
+DAY_NS = DAY_SECONDS * 10**9
 
 
 def needed_trees(
@@ -43,6 +44,7 @@ def living(service: Service, trees: set[bytes]) -> tuple[set[bytes], set[bytes]]
     live, live_trees = set[bytes](), set(trees)
     for tree in trees:
         for _, entry in service.store.walk(TreeId(tree), skip_missing=True):
+            live.update(entry.large_xattrs())
             if entry.kind == EntryKind.TREE:
                 live_trees.add(entry.target)
             elif entry.kind == EntryKind.FILE:
@@ -50,18 +52,19 @@ def living(service: Service, trees: set[bytes]) -> tuple[set[bytes], set[bytes]]
     return live, live_trees
 
 
-def living_versions(service: Service, state: State, now_ns: int, *, now: bool) -> tuple[set[bytes], set[bytes]]:
+def living_versions(service: Service, state: State, *, now: bool) -> tuple[set[bytes], set[bytes]]:
     """Return the objects and trees that the versions kept here consist of, in all volumes.
 
-    Those of a removed volume stay for the grace time; `now` does not wait for it.
+    Those of a removed volume stay for the grace time, by no wall clock; `now` does not wait for it.
     """
-    grace_ns = service.config.number("store.grace_days") * DAY_NS
+    grace_seconds = service.config.number("store.grace_days") * DAY_SECONDS
     live, bundles = set[bytes](), set[bytes]()
     _add(service.spread.under_way(), live, bundles)
     for volume in state.volumes_by_id.values():
-        waits = not now and now_ns - volume.removed_time_ns < grace_ns
-        over = volume.removed and not waits and _all_know(service, state, volume.id)
-        if volume.mode != "models" and not over:
+        if volume.mode == "models":
+            continue
+        waits = volume.removed and not now and service.volumes.removed_seconds(volume.id) < grace_seconds
+        if not volume.removed or waits or not _all_know(service, state, volume.id):
             tables = service.volumes.tables(volume.id)
             _add(tables.all_versions(Here.WANTED, Here.HERE), live, bundles)
     inside, trees = living(service, bundles)
@@ -83,7 +86,7 @@ def living_now(service: Service) -> tuple[set[bytes], set[bytes]]:
     state, now_ns = service.log.state(), time.time_ns()
     trees, _, _ = needed_trees(service, state, now_ns, now=False)
     live, live_trees = living(service, trees | set(service.replicator.jobs) | service.replicator.whole)
-    of_versions, bundles = living_versions(service, state, now_ns, now=False)
+    of_versions, bundles = living_versions(service, state, now=False)
     return live | of_versions, live_trees | bundles
 
 

@@ -318,7 +318,7 @@ class Refs:
         service = self.service
         needed, _, _ = needed_trees(service, state, time.time_ns(), now=False)
         kept, _ = living(service, (needed | set(service.replicator.jobs) | service.replicator.whole) - {tree})
-        kept |= living_versions(service, state, time.time_ns(), now=False)[0]
+        kept |= living_versions(service, state, now=False)[0]
         views.remove(service.store, TreeId(tree))
         return sum(
             drop_object(service.store, object_id)

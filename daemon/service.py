@@ -192,6 +192,16 @@ class Service:
                 self.ingested = trio.Event()
 
     @contextlib.contextmanager
+    def taking_in_thread(self) -> Generator[None, None, None]:
+        """Do the same for a worker thread: one batch, for garbage collection waits as long."""
+        stack = contextlib.AsyncExitStack()
+        trio.from_thread.run(stack.enter_async_context, self.taking_in())
+        try:
+            yield
+        finally:
+            trio.from_thread.run(stack.aclose)
+
+    @contextlib.contextmanager
     def limited(self, bytes_per_second: int) -> Generator[None, None, None]:
         """Let this node send at most so much inside the block; 0 changes nothing. The lowest of several holds."""
         if not bytes_per_second:

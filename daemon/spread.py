@@ -200,12 +200,24 @@ class Spread:
         assert isinstance(message, Offer)
         if self.accept() == "none" or self.draining:
             return
-        self.replicator.offered |= set(message.trees)
+        state = await self.mesh.state()
+        self.replicator.offered |= set(message.trees) & {ref.tree for refs in state.refs.values() for ref in refs}
         self.replicator.poke()
-        followed = self._followed.get(message.volume_id)
-        if followed is not None and message.files:
-            self._offered.setdefault(message.volume_id, set()).update(message.files)
+        volume = message.volume_id
+        followed = self._followed.get(volume)
+        if followed is not None and message.files and state.may_read(peer.node, volume):
+            rows = await trio.to_thread.run_sync(rows_of, self.volumes, volume, message.files)
+            known = [(row.file, row.version) for row in rows]  # what is not yet is offered again
+            self._offered.setdefault(volume, set()).update(known)
+            await trio.to_thread.run_sync(self._want_again, volume, known)
             followed.again.set()
+
+    def _want_again(self, volume: int, pairs: Sequence[Pair]) -> None:
+        """Look again for versions whose bytes this node gave back; those of others are looked for anyway."""
+        tables = self.volumes.tables(volume)
+        gone = [pair for pair in pairs if tables.here(*pair) in (Here.EVICTED, Here.EXPIRED)]
+        if gone:
+            tables.mark(gone, Here.WANTED)
 
     def poke(self) -> None:
         """Look through everything again."""
@@ -243,7 +255,7 @@ class Spread:
                 await followed.again.wait()
 
     async def _look_through(self, followed: _Followed) -> None:
-        after = (0, 0)
+        after = (-1, 0)
         while True:
             tables = self.volumes.tables(followed.id)
             rows = await trio.to_thread.run_sync(tables.wanted, SCAN_VERSIONS, after)

@@ -9,7 +9,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,22 +28,24 @@ from tbshare.errors import (
     TbshareError,
     VolumeReadOnly,
 )
-from tbshare.store import adopt
+from tbshare.store import adopt, disk
 from tbshare.store.ingest import Ingest
 from tbshare.store.pack import Kind
 from tbshare.store.source import SourceFile, shown
 from tbshare.store.store import Store
 from tbshare.volumes.bundle import is_bundle_name
 from tbshare.volumes.entry import XATTRS_BYTES_MAX, XATTRS_MAX
-from tbshare.volumes.item import Attributes, Content, Item, Put, Saved
+from tbshare.volumes.item import Attributes, Content, Item, Large, Put, Saved
 from tbshare.volumes.item import Path as VolumePath
 from tbshare.volumes.volume import Handle
 
 BATCH_PATHS = 500
 BATCH_SECONDS = 2.0
+ASKED_SINGLY = 16  # names of one directory that are looked up before it is listed
+XATTR_INLINE_BYTES_MAX = 4096  # a longer value is an object
 TROUBLES_MAX = 1000  # lines that are kept; the others are counted
 
-Locked = Callable[[Sequence[VolumePath]], AbstractContextManager[None]]
+Locked = Callable[[Sequence[VolumePath]], AbstractContextManager[Handle]]
 
 
 @dataclass
@@ -78,6 +80,7 @@ class Taking:
         store: Store,
         handle: Handle,
         locked: Locked,
+        kept: Callable[[], AbstractContextManager[None]],
         *,
         stop: threading.Event,
         resume: bool = False,
@@ -85,10 +88,12 @@ class Taking:
     ) -> None:
         """With `resume` what stands there already is not read again.
 
-        With `keep` the files themselves are adopted; it is called with trees of them, to be kept while links
-        to them stand where the files were.
+        While `kept` is entered, from the first path of a batch until it is saved, no garbage is collected. With
+        `keep` the files themselves are adopted; it is called with trees of them, to be kept while links to them
+        stand where the files were.
         """
         self._store, self._handle, self._locked, self._stop = store, handle, locked, stop
+        self._kept, self._batch_kept = kept, ExitStack()
         self._resume, self._move = resume, keep is not None
         self._keep = keep
         self.taken = Taken()
@@ -97,11 +102,14 @@ class Taking:
         self._ingest = Ingest(
             store, workers=workers, stop=stop, advance=self._advance, move=self._move, fixed=True
         )
+        self._values = Ingest(store, workers=1, stop=stop, fixed=True)  # of extended attributes
+        self._has_begun = False
         self._batch: list[Put] = []
         self._there: list[VolumePath] = []  # what the batch replaces
         self._since = time.monotonic()
         self._many = False  # more than one path: the rest goes on when one cannot be taken
-        self._listed: tuple[VolumePath, dict[bytes, Item]] | None = None
+        self._asked: tuple[VolumePath | None, int] = (None, 0)  # the directory, and how many of its names
+        self._listed: dict[bytes, Item] | None = None  # what is in that directory
         self._room = self._room_bytes()
         self._objects = os.fsencode(os.path.realpath(store.home.folder("objects")))
 
@@ -129,6 +137,7 @@ class Taking:
         finally:
             adopt.roll_back(self._store, self._ingest.adopted)  # of those whose save is not committed
             self._ingest.adopted.clear()
+            self._batch_kept.close()
 
     def _walk(self, root: bytes, target: VolumePath, *, recursive: bool) -> Iterator[Found]:
         name = target[-1] if target else b"root"
@@ -146,6 +155,9 @@ class Taking:
 
     def _one(self, found: Found, path: VolumePath) -> None:
         self.taken.path = shown(path)
+        if not self._has_begun:
+            self._batch_kept.enter_context(self._kept())
+            self._has_begun = True
         try:
             there = self._item(path)
             put = None if self._is_taken(found, there) else self._put(found, path, there)
@@ -164,22 +176,29 @@ class Taking:
             self.flush()
 
     def _item(self, path: VolumePath) -> Item | None:
-        """Return what stands at a path of the volume; one listing answers for a whole directory."""
+        """Return what stands at a path of the volume; after a few, one listing answers for a whole directory."""
         if not path:
             return None
-        if self._listed is None or self._listed[0] != path[:-1]:
+        if self._asked[0] != path[:-1]:
             above = self._handle.find(path[:-1])
-            items = self._handle.list(path[:-1]) if above is not None and above.kind == "directory" else []
-            self._listed = path[:-1], {item.name: item for item in items}
-        return self._listed[1].get(path[-1])
+            self._asked, self._listed = (path[:-1], 0), None
+            if above is None or above.kind != "directory":
+                self._listed = {}
+        if self._listed is None and self._asked[1] < ASKED_SINGLY:
+            self._asked = path[:-1], self._asked[1] + 1
+            item = self._handle.find(path)
+            return item if item is not None and item.name == path[-1] else None
+        if self._listed is None:
+            self._listed = {item.name: item for item in self._handle.list(path[:-1])}
+        return self._listed.get(path[-1])
 
     def _is_taken(self, found: Found, there: Item | None) -> bool:
         """Whether an earlier attempt has brought this file in."""
-        if not self._resume or there is None:
+        if there is None or not (self._resume or found.kind == "link"):
             return False
         if found.kind == "link":
-            moved = self._move and os.path.realpath(found.real).startswith(self._objects + b"/")
-            same = bool(moved) or (there.kind == "link" and there.content == found.target)
+            moved = there.kind == "file" and self._is_adopted(found)
+            same = moved or (self._resume and there.kind == "link" and there.content == found.target)
             self.taken.files_skipped += same
             return same
         same = found.kind == "file" == there.kind and (there.size, there.mtime_ns) == (
@@ -190,6 +209,10 @@ class Taking:
             self.taken.files_skipped += 1
             self._advance(found.size)
         return same
+
+    def _is_adopted(self, found: Found) -> bool:
+        """Whether a link is what stands in the place of a file that became the store's."""
+        return os.path.realpath(found.real).startswith(self._objects + b"/")
 
     def _put(self, found: Found, path: VolumePath, there: Item | None) -> Put:
         """Read what a path needs and return what is to be saved."""
@@ -233,29 +256,40 @@ class Taking:
     def _attributes(self, found: Found) -> Attributes:
         status = found.status
         others = status.st_uid != os.geteuid()  # the user's own stay the user's, on every machine
-        xattrs = local_tree.read_xattrs(found.real)
-        if (
-            sum(len(name) + len(value) for name, value in xattrs.items()) > XATTRS_BYTES_MAX
-            or len(xattrs) > XATTRS_MAX
-        ):
-            self.taken.warnings.append(
-                f"{shown(found.path)}: its extended attributes are too large and are left out"
-            )
-            xattrs = {}
+        xattrs: dict[bytes, bytes | Large | None] = {}
+        left = XATTRS_BYTES_MAX // 2  # of what one op holds; many small ones may be too much as well
+        for name, value in sorted(local_tree.read_xattrs(found.real).items())[:XATTRS_MAX]:
+            fits = len(value) <= min(XATTR_INLINE_BYTES_MAX, left)
+            xattrs[name] = value if fits else self._large(name, value)
+            left -= len(value) if fits else 0
+        if len(xattrs) == XATTRS_MAX:
+            self.taken.warnings.append(f"{shown(found.path)}: of its extended attributes {XATTRS_MAX} are taken")
         return Attributes(
             mode=status.st_mode & 0o7777,
             uid=status.st_uid if others else None,
             gid=status.st_gid if others else None,
             mtime_ns=status.st_mtime_ns,
             birthtime_ns=found.birthtime_ns,
-            xattrs=dict(xattrs),
+            xattrs=xattrs,
         )
+
+    def _large(self, name: bytes, value: bytes) -> Large:
+        """Make the value of an extended attribute an object, as a file's bytes are."""
+        temporary = self._store.home.temporary("xattr")
+        try:
+            disk.write_new(temporary, value, 0o600)
+            taken = self._values.file(SourceFile((name,), temporary, len(value), 0o600, 0))
+            return Large(taken.object_id, len(value))
+        except OSError as error:
+            raise disk.translated(error) from error
+        finally:
+            temporary.unlink(missing_ok=True)
 
     # bundles ---------------------------------------------------------------------------------------------------
 
     def _bundle(self, directory: Found, known: bytes) -> Tree:
         """Return the tree of a bundle, or of a directory in one; what is as in the tree `known` is not read."""
-        listing = self._store.tree(TreeId(known)) if known and self._resume else None
+        listing = self._store.tree(TreeId(known)) if known else None
         before = {entry.name: entry for entry in listing.entries} if listing else {}
         entries: list[Entry] = []
         for found in local_tree.inside(directory, self.taken.trouble):
@@ -275,15 +309,23 @@ class Taking:
             )
             xattrs = []
         mode, mtime_ns = status.st_mode & 0o7777, status.st_mtime_ns
+        if (
+            found.kind == "link"
+            and before is not None
+            and before.kind == EntryKind.FILE
+            and self._is_adopted(found)
+        ):
+            return before
         if found.kind == "link":
             return Entry(name, EntryKind.LINK, found.target, 0, mode, mtime_ns, xattrs)
         if found.kind == "directory":
             below = before.target if before is not None and before.kind == EntryKind.TREE else b""
             tree = self._bundle(found, below)
             return Entry(name, EntryKind.TREE, tree.id, tree.size, mode, mtime_ns, xattrs)
-        if before is not None and (before.kind, before.size, before.mtime_ns) == (0, found.size, mtime_ns):
+        known = before if self._resume else None
+        if known is not None and (known.kind, known.size, known.mtime_ns) == (0, found.size, mtime_ns):
             self._advance(found.size)
-            return Entry(name, EntryKind.FILE, before.target, found.size, mode, mtime_ns, xattrs)
+            return Entry(name, EntryKind.FILE, known.target, found.size, mode, mtime_ns, xattrs)
         return Entry(name, EntryKind.FILE, self._object(found, 0), found.size, mode, mtime_ns, xattrs)
 
     # batches ---------------------------------------------------------------------------------------------------
@@ -292,13 +334,13 @@ class Taking:
         """Commit what is waiting; afterwards it is durable."""
         batch, there = self._batch, self._there
         self._batch, self._there, self._since = [], [], time.monotonic()
-        self._listed = None
+        self._asked = (None, 0)
         if batch:
             self._store.sync_records()
             self._pin()
             try:
-                with self._locked(there):
-                    self._note(self._handle.put_many(batch))
+                with self._locked(there) as under:
+                    self._note(under.put_many(batch))
             except FileError as error:
                 if isinstance(error, QuotaExceeded | VolumeReadOnly) or (len(batch) == 1 and not self._many):
                     raise
@@ -307,14 +349,16 @@ class Taking:
         self.taken.directories += sum(put.kind == "directory" for put in batch)
         self.taken.moved += adopt.leave_links(self._store, self._ingest.adopted)
         self._ingest.adopted.clear()
+        self._batch_kept.close()
+        self._has_begun = False
         self._since = time.monotonic()
 
     def _each(self, batch: Sequence[Put], there: Sequence[VolumePath]) -> None:
         """Save one after another, because one of them cannot be."""
         for put in batch:
             try:
-                with self._locked([put.path] if put.path in there else []):
-                    self._note(self._handle.put_many([put]))
+                with self._locked([put.path] if put.path in there else []) as under:
+                    self._note(under.put_many([put]))
             except FileError as error:
                 if isinstance(error, QuotaExceeded | VolumeReadOnly):
                     raise

@@ -41,7 +41,9 @@ class VolumesOfNode:
     async def create(self, params: VolumeCreateParams) -> tuple[Volume, bool]:
         """Make a volume; return it, and whether it was there already, which only taking files in again allows."""
         state = await self.service.mesh.state()
-        if not is_part(params.name) or folded(params.name) == MODELS:
+        if folded(params.name) == MODELS:
+            raise UsageError(f"volume {MODELS} is there already, for refs", cure="tbshare push --help")
+        if not is_part(params.name):
             raise UsageError(
                 f"{shown(params.name)} is no name for a volume: letters, digits, '.', '_' and '-'",
                 cure="tbshare volume create NAME",
@@ -49,13 +51,13 @@ class VolumesOfNode:
         if params.mode not in ("media", "owner"):
             raise UsageError(
                 f"mode {shown(params.mode)}: media or owner; pushes go to the volume models",
-                cure="--mode media",
+                cure="tbshare volume create --help",
             )
         options = self._options(state, params.options, params.owner, creating=True)
         if params.mode == "owner":
             options.setdefault("owner", self.service.identity.node.hex())
         elif params.owner:
-            raise UsageError("only a volume of mode owner has an owner", cure="--mode owner")
+            raise UsageError("only a volume of mode owner has an owner", cure="tbshare volume create --help")
         there = state.volumes.get(folded(params.name))
         if there is not None:
             if params.source and there.mode == params.mode:
@@ -77,6 +79,8 @@ class VolumesOfNode:
         """Change options and roles."""
         state = await self.service.mesh.state()
         volume = state.volume_named(params.name)
+        if folded(volume.name) == MODELS:
+            raise UsageError(f"volume {MODELS} has no options: it holds refs", cure="tbshare help volumes")
         self._require_admin(state, volume)
         options = self._options(state, params.options, params.owner, creating=False)
         roles = self._roles(state, params.roles)
@@ -96,6 +100,8 @@ class VolumesOfNode:
         """Take a volume away everywhere; it comes back with `restore` until the grace time is over."""
         state = await self.service.mesh.state()
         volume = state.volume_named(params.name)
+        if folded(volume.name) == MODELS:
+            raise UsageError(f"volume {MODELS} stays: pushes go there", cure="tbshare rm REF")
         self._require_admin(state, volume)
         line = (await self.show(volume.name)).volume
         grace = self.service.config.number("store.grace_days") * 86400.0

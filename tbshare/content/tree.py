@@ -21,6 +21,15 @@ LINK_BYTES_MAX = 4096
 XATTR_BYTES_MAX = 4096
 ENTRIES_MAX = 500_000
 DEPTH_MAX = 128
+LARGE = b"\0"  # before the name of an xattr whose value is an object; no xattr's own name has it
+LARGE_BYTES = HASH_BYTES + 8  # the object's id and its size
+
+
+def large_of(name: bytes, value: bytes) -> tuple[bytes, int] | None:
+    """Return object and size of an xattr, as it is stored, whose value is an object; None for any other."""
+    if not name.startswith(LARGE) or len(value) != LARGE_BYTES:
+        return None
+    return value[:HASH_BYTES], int.from_bytes(value[HASH_BYTES:], "big")
 
 
 class Kind(IntEnum):
@@ -41,6 +50,11 @@ class Entry(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=
     mode: int  # permission bits only
     mtime_ns: int
     xattrs: list[tuple[bytes, bytes]] = []  # ordered by name
+
+    def large_xattrs(self) -> list[bytes]:
+        """Return the objects that the values of extended attributes are, of those that are too large for here."""
+        found = [large_of(name, value) for name, value in self.xattrs]
+        return [each[0] for each in found if each is not None]
 
 
 class _Encoded(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):

@@ -18,7 +18,7 @@ class Xattr(Line, frozen=True):
     value: bytes
 
 
-class Item(Line, frozen=True):
+class Item(Line, frozen=True, gc=False):
     """A file or directory as its directory shows it; what `ls -l`, a mount and fsspec need to know.
 
     `kind`: file | directory | bundle | link. `here`: whole | partial | no. `copies`: local | `N copies` |
@@ -51,13 +51,12 @@ class Item(Line, frozen=True):
 
 
 class VersionLine(Line, frozen=True):
-    """One line of a file's history. `what`: saved | restored | moved | removed.
+    """One line of a file's history: a save.
 
     `here`: whole | partial | no | expired (its bytes were given back; nobody has them).
     """
 
     version: str
-    what: str
     when_ns: int
     author: str
     kind: str = "file"
@@ -69,7 +68,7 @@ class VersionLine(Line, frozen=True):
     shown: bytes = b""  # its name now, when it is shown
     here: str = ""
     copies: str = ""
-    path: bytes = b""  # where it was moved to, where that was
+    path: bytes = b""  # where the file is, or was last
 
 
 class FileListParams(Params, frozen=True):

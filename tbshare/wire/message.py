@@ -15,7 +15,8 @@ Hash = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=255)]
 Number = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
 Runs = list[tuple[Number, Number]]
-Versions = Annotated[list[tuple[Number, Number]], msgspec.Meta(max_length=limits.VERSIONS_MAX)]  # (file, version)
+Version = Annotated[int, msgspec.Meta(ge=-(1 << 63), le=(1 << 63) - 1)]  # negative: bytes of a large attribute
+Versions = Annotated[list[tuple[Number, Version]], msgspec.Meta(max_length=limits.VERSIONS_MAX)]  # (file, version)
 LeaseKind = Literal["file", "bundle", "directory"]
 
 

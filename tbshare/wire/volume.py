@@ -212,7 +212,7 @@ class WatchParams(Params, frozen=True):
 class Changed(Event, frozen=True, tag="changed"):
     """Something in a volume is another than before. `kind`: file | directory | bundle | link.
 
-    `what`: created | saved | forked | removed | described, when its attributes or its place are others, and `lost`:
+    `what`: created | saved | forked | removed | described (its attributes or its place are others) | lost:
     the reader was too slow, and must look for itself.
     """
 

@@ -74,5 +74,8 @@ def id_text(number: int) -> str:
 def id_number(text: str) -> int:
     """Return the id that `text` writes; UsageError when it writes none."""
     if re.fullmatch(rf"[0-9a-fA-F]{{{ID_DIGITS}}}", text) is None or int(text, 16) >> 63:
-        raise UsageError(f"{shown(text)} is no version: {ID_DIGITS} hex digits", cure="tbshare history PATH")
+        raise UsageError(
+            f"{shown(text)} is no version: those are {ID_DIGITS} hex digits, as history lists them",
+            cure="tbshare history VOLUME:/path",
+        )
     return int(text, 16)

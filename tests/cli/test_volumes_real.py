@@ -90,10 +90,10 @@ def test_errors_name_their_cure(shells: tuple[Shell, Shell], tmp_path: Path) -> 
     (tmp_path / "two").write_text("two\n")
     for words, status, cure in (
         (["ls", "film:/nope"], 1, "tbshare ls film:/"),
-        (["cat", "film:/a/nope"], 1, "tbshare ls film:/a"),
+        (["cat", "film:/a/nope"], 1, "tbshare ls film:/"),
         (["history", "film:/nope"], 1, "tbshare ls film:/"),
         (["ls", "flim:/"], 2, "tbshare volume ls"),
-        (["mkdir", "film:/a/b"], 1, "tbshare ls film:/a"),
+        (["mkdir", "film:/a/b"], 1, "tbshare ls film:/"),
         (["cp", str(tmp_path / "two"), "film@monday:/x"], 2, "tbshare ls film@monday:/x"),
         (["volume", "create", "film"], 2, "tbshare volume show film"),
         (["volume", "set", "film", "--quota", "lots"], 2, "tbshare help volume"),

@@ -53,7 +53,6 @@ ROOT = files.Item(name=b"", kind="directory", id="0", mode=0o755)
 LINES = [
     files.VersionLine(
         version=VERSION,
-        what="saved",
         when_ns=WHEN_NS,
         author="studio-1",
         size_bytes=1_200_000,
@@ -62,8 +61,8 @@ LINES = [
         copies="everywhere",
         here="whole",
     ),
-    files.VersionLine(version=OLDER, what="saved", when_ns=WHEN_NS - 10**12, author="studio-2", here="expired"),
-    files.VersionLine(version="", what="moved", when_ns=-(1 << 63), author="studio-2", path=b"old/" + ODD),
+    files.VersionLine(version=OLDER, when_ns=WHEN_NS - 10**12, author="studio-2", here="expired"),
+    files.VersionLine(version=OLDER, when_ns=-(1 << 63), author="", here="no", shown=ODD),
 ]
 VOLUME = volume.VolumeLine(
     name="film",
@@ -249,7 +248,9 @@ class VolumeAnswers:
                 when_ns=WHEN_NS,
             )
         )
-        await emit(volume.Changed(where=where, what="described", kind="directory", author="studio-2", when_ns=WHEN_NS))
+        await emit(
+            volume.Changed(where=where, what="described", kind="directory", author="studio-2", when_ns=WHEN_NS)
+        )
         await emit(volume.Changed(where=Where("film"), what="lost"))
         if self.hanging:
             import trio

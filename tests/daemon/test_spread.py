@@ -354,6 +354,20 @@ async def test_drain_ends_when_all_is_elsewhere(tmp_path: Path) -> None:
         await until("grace is told", lambda: ada.node not in grace.service.spread.holding.draining)
 
 
+async def test_drain_brings_back_what_was_evicted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tbshare.daemon.drain.PATIENCE_SECONDS", 5.0)
+    ada, grace = Inside(tmp_path / "ada", "ada"), Inside(tmp_path / "grace", "grace")
+    async with together(ada, grace):
+        volume = await make_volume(ada, "film")
+        pairs = await save(ada, volume, files(tmp_path / "f", 15, 100_000))
+        await until("both have it", lambda: holds(grace, volume, pairs))
+        await FileKeeping(grace.service).evict(volume, pairs)
+        assert not grace.service.spread.holding.here(volume, pairs)
+        safe, text, _ = await drained(ada)
+        assert safe, text
+        assert holds(grace, volume, pairs)
+
+
 async def test_drain_says_why_it_cannot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tbshare.daemon.drain.ALONE_SECONDS", 0.2)
     monkeypatch.setattr("tbshare.daemon.drain.LOOK_SECONDS", 0.1)

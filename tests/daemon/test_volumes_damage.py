@@ -84,3 +84,27 @@ def test_a_damaged_log_is_read_only_until_it_is_mended_from_a_peer(make_node: Ma
         write(ada, "film:/new", b"new", tmp_path)
         until("grace has it", lambda: "new" in names(grace, "film:/"))
         assert not [line for line in ada.status().attention if "damaged" in line.text and line.kind == "volume"]
+
+
+def test_a_node_whose_log_names_nobody_any_more_finds_its_peers(make_node: Make, tmp_path: Path) -> None:
+    ada, grace = make_node("ada"), make_node("grace")
+    with running(ada, grace):
+        create(ada, "film")
+        for number in range(20):
+            write(grace, f"film:/{number}", str(number).encode(), tmp_path)
+        until("ada has all", lambda: len(names(ada, "film:/")) == 20)
+        cluster = grace.status().cluster
+        grace.stop()
+        log = grace.home / "log.db"
+        log.write_bytes(os.urandom(log.stat().st_size))
+        for ending in ("-wal", "-shm"):
+            log.with_name(log.name + ending).unlink(missing_ok=True)
+        grace.start()
+        assert grace.status().cluster == cluster
+        until_connected((ada, grace))
+        with grace.client() as client:
+            assert all(problem.repaired for problem in client.verify(repair=True).problems)
+        until("all is back", lambda: names(grace, "film:/") == names(ada, "film:/"))
+        assert read(grace, "film:/7") == b"7"
+        write(grace, "film:/new", b"new", tmp_path)
+        until("ada has it", lambda: "new" in names(ada, "film:/"))
