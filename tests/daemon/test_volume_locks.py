@@ -59,10 +59,8 @@ def test_what_another_has_open_is_refused_and_says_who_has_it(tmp_path: Path, po
 
 async def told(handlers: NodeHandlers) -> None:
     """Wait until a node lists the lock."""
-    for _ in range(500):
-        lines = (await handlers.locks(LocksParams(), emit)).locks
-        if lines:
-            break
-        await trio.sleep(0.01)
+    with trio.fail_after(5):
+        while not (lines := (await handlers.locks(LocksParams(), emit)).locks):  # noqa: ASYNC110
+            await trio.sleep(0.01)
     (line,) = lines
     assert (str(line.where), line.node, line.kind) == ("film:/cut", "grace", "file")
