@@ -1,7 +1,7 @@
 """The namespace: signed ops in hash-chained logs, folded into members, refs, and the files of every volume.
 
     the log         ops, entry (the format) · log, log_file, batch (one node's log) · judge (what is taken in)
-                    · branches, acknowledged (who has what) · segments, upgrade, salvage (old, older, damaged)
+                    · branches, acknowledged (who has what) · segments, upgrade, salvage, members_file (damage)
     the cluster     fold, membership, catalogue, policy: members, refs, volumes, roles; a pure function of entries
     a volume        namespace, rows, heads, ids (the fold of its ops: pure) · tables, stored (the same in SQLite) ·
                     volumes, opened, asof (kept up with the log) · shown (what is seen under which name: pure)
