@@ -2,8 +2,9 @@
 
     the log         ops, entry (the format) · log, log_file, batch (one node's log) · judge (what is taken in)
                     · branches, acknowledged (who has what) · segments, upgrade, salvage, members_file (damage)
-    the cluster     fold, membership, catalogue, policy: members, refs, volumes, roles; a pure function of entries
-    a volume        namespace, rows, heads, ids (the fold of its ops: pure) · tables, stored (the same in SQLite) ·
+    the cluster     fold, membership, catalogue, heard, policy: members, refs, volumes, roles, and who had heard of
+                    what when it wrote; a pure function of entries
+    a volume        namespace, rows, row_source, heads, ids (the fold of its ops: pure) · tables, stored (SQLite) ·
                     volumes, opened, asof (kept up with the log) · shown (what is seen under which name: pure)
     its users       volume (`Handle`), paths, writing, filling, moving, claims · bundle · past, seeing · retention,
                     expiry · item (the values)

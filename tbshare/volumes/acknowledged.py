@@ -43,6 +43,8 @@ class Acknowledgements:
 
     def write(self, connection: sqlite3.Connection) -> None:
         """Write down what is new in somebody's transaction; `saved` when that is committed."""
+        if not self._unsaved:
+            return
         rows = [
             (peer, head.node, head.incarnation, head.seq, head.hash)
             for peer in self._unsaved

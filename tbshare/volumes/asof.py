@@ -21,7 +21,7 @@ def ops_for(volume: int, entry: Entry) -> Ops:
 
 def counted(state: State, volume: int, entry: Entry) -> bool:
     """Say whether what the entry does to the volume is valid."""
-    return state.who.counts(entry) and state.may_write(volume, entry.node, entry.stamp())
+    return state.is_valid(volume, entry)
 
 
 def tables_of(

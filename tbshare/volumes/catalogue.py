@@ -3,12 +3,12 @@
 A volume's id comes from the entry that made it, so two made with one name at once are two volumes: the later is
 shown as `name.NODE`. Of two VolumeSets for one option the later holds, of two RoleSets for one node too.
 
-What a node was allowed to do is judged at the place in the order where it did it: taking its role away makes void
-what comes after that in the order, never what came before.
+What a node was allowed to do is judged at the place in the order where it did it, and by what it had heard of:
+a role, or a volume's ownership, that was taken away binds it from where its own log says so (heard.py).
 """
 
 from bisect import bisect_left
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal, TypeVar
 
@@ -25,6 +25,7 @@ from tbshare.volumes.entry import (
     VolumeSet,
 )
 from tbshare.volumes.entry import Role as GivenRole
+from tbshare.volumes.heard import Allows, Hearing, Said, allowed, taken
 from tbshare.volumes.membership import Membership
 from tbshare.volumes.policy import FIXED, Option, Policy, policy_of, understood
 
@@ -75,43 +76,80 @@ class Snapshot:
     entry: bytes  # the hash of the one that made it
 
 
-@dataclass(frozen=True)
-class Timeline:
-    """Values in the order of the ops that gave them."""
+def _writes(in_cluster: str) -> Allows:
+    return lambda role: (role or in_cluster) in WRITERS
 
-    stamps: tuple[bytes, ...] = ()
-    values: tuple[str, ...] = ()
 
-    def at(self, stamp: bytes | None) -> str:
-        """Return the value that holds at `stamp`, the last one without; "" before the first."""
-        place = len(self.stamps) if stamp is None else bisect_left(self.stamps, stamp)
-        return self.values[place - 1] if place else ""
-
-    def until(self, stamp: bytes) -> list[tuple[bytes, str]]:
-        """Return what an answer of `at` up to `stamp` depends on."""
-        return [(when, value) for when, value in zip(self.stamps, self.values, strict=True) if when < stamp]
+def _administers(in_cluster: str) -> Allows:
+    return lambda role: (role or in_cluster) == "admin"
 
 
 @dataclass(frozen=True)
 class Rights:
-    """Who may do what in one volume: the roles given in it, and the owners it had."""
+    """Who may do what in one volume: the roles given in it, and the owners it had, in the order of ops."""
 
     mode: Mode
-    roles: Mapping[bytes, Timeline] = field(default_factory=dict[bytes, Timeline])
-    owners: Timeline = Timeline()  # as hex
+    roles: Mapping[bytes, tuple[Said, ...]] = field(default_factory=dict[bytes, tuple[Said, ...]])
+    owners: tuple[Said, ...] = ()  # as hex
 
-    def role(self, node: bytes, in_cluster: GivenRole | None, stamp: bytes | None = None) -> Role:
-        """Return the role of a node that has this one in the cluster; None is no member."""
-        if in_cluster is None:
-            return "none"
+    def role(self, node: bytes, in_cluster: GivenRole | None) -> Role:
+        """Return the role, now, of a node that has this one in the cluster; None is no member."""
         given = self.roles.get(node)
-        return (given.at(stamp) if given is not None else "") or in_cluster  # type: ignore[return-value]  # pyright: ignore[reportReturnType]
+        return _role(given, in_cluster)
 
-    def may_write(self, node: bytes, in_cluster: GivenRole | None, stamp: bytes | None = None) -> bool:
-        """Say whether the node may change files; nobody does in a volume of published trees."""
-        if self.mode == "models" or self.role(node, in_cluster, stamp) not in WRITERS:
+    def may_write(self, node: bytes, in_cluster: GivenRole | None) -> bool:
+        """Say whether the node may change files now; nobody does in a volume of published trees."""
+        if self.mode == "models" or self.role(node, in_cluster) not in WRITERS:
             return False
-        return self.mode == "media" or self.owners.at(stamp) == node.hex()
+        return self.mode == "media" or self.owners[-1].value == node.hex()
+
+    def might_write(self, entry: Entry, in_cluster: GivenRole | None, hearing: Hearing) -> bool:
+        """Say whether the author might change files when it wrote this entry."""
+        if self.mode == "models" or in_cluster is None:
+            return False
+        stamp, heard, allows = entry.stamp(), hearing.by(entry), _writes(in_cluster)
+        if not allowed(_until(self.roles.get(entry.node, ()), stamp), allows, heard, otherwise=allows("")):
+            return False
+        owners = _until(self.owners, stamp) if self.mode == "owner" else ()
+        return allowed(owners, entry.node.hex().__eq__, heard, otherwise=self.mode == "media")
+
+    def taken(self, node: bytes, in_cluster: GivenRole) -> list[bytes]:
+        """Return the entries that took a right from a node which it would have without them."""
+        given = self.roles.get(node, ())
+        entries: list[bytes] = []
+        for allows in (_writes(in_cluster), _administers(in_cluster)):
+            entries += taken(given, allows, otherwise=allows(""))
+        owners = self.owners if self.mode == "owner" else ()
+        return entries + taken(owners, node.hex().__eq__, otherwise=False)
+
+    def rests(self, node: bytes, in_cluster: GivenRole | None, stamp: bytes, hearing: Hearing) -> list[object]:
+        """Return what the verdicts on entries of a node up to this stamp rest on."""
+
+        def decide(said: tuple[Said, ...], allows: Allows) -> list[tuple[bytes, str]]:
+            known = _until(said, stamp)
+            return [
+                (one.stamp, one.value)
+                for one in known
+                if allows(one.value) or hearing.until(node, one.entry, stamp)
+            ]
+
+        role, owners = in_cluster or "", self.owners if self.mode == "owner" else ()
+        roles = decide(self.roles.get(node, ()), _writes(role))
+        return [self.mode, role, roles, decide(owners, node.hex().__eq__)]
+
+
+def _role(given: Sequence[Said] | None, in_cluster: GivenRole | None) -> Role:
+    if in_cluster is None:
+        return "none"
+    return (given[-1].value if given else "") or in_cluster  # type: ignore[return-value]  # pyright: ignore[reportReturnType]
+
+
+def _until(said: Sequence[Said], stamp: bytes) -> Sequence[Said]:
+    return said[: bisect_left(said, stamp, key=_stamp_of)]
+
+
+def _stamp_of(said: Said) -> bytes:
+    return said.stamp
 
 
 @dataclass
@@ -124,8 +162,8 @@ class _Making:
     shown: Shown
     entry: Entry | None
     removed_time_ns: int = 0
-    roles: dict[bytes, list[tuple[bytes, str]]] = field(default_factory=dict[bytes, list[tuple[bytes, str]]])
-    owners: list[tuple[bytes, str]] = field(default_factory=list[tuple[bytes, str]])
+    roles: dict[bytes, list[Said]] = field(default_factory=dict[bytes, list[Said]])
+    owners: list[Said] = field(default_factory=list[Said])
     snapshots: dict[tuple[bytes, str], tuple[SnapshotCreate, Entry]] = field(
         default_factory=dict[tuple[bytes, str], tuple[SnapshotCreate, Entry]]
     )
@@ -152,20 +190,16 @@ class _Making:
         )
 
     def rights(self) -> Rights:
-        roles = {node: _timeline(given) for node, given in self.roles.items()}
-        return Rights(mode=self.mode, roles=roles, owners=_timeline(self.owners))
-
-
-def _timeline(given: list[tuple[bytes, str]]) -> Timeline:
-    ordered = sorted(given)
-    return Timeline(tuple([stamp for stamp, _ in ordered]), tuple([value for _, value in ordered]))
+        roles = {node: tuple(given) for node, given in self.roles.items()}
+        return Rights(mode=self.mode, roles=roles, owners=tuple(self.owners))
 
 
 class Catalogue:
     """Folds the ops about volumes; each has to come in its order, with the entry and the place in it."""
 
-    def __init__(self, who: Membership) -> None:
+    def __init__(self, who: Membership, hearing: Hearing) -> None:
         self._who = who
+        self._hearing = hearing
         models = _Making(MODELS_ID, "models", {}, (MODELS, b""), None)
         self._volumes: dict[int, _Making] = {MODELS_ID: models}
         self._ids: dict[str, int] | None = None  # by folded shown name, of those not removed
@@ -187,14 +221,20 @@ class Catalogue:
         """Return the mode of a volume."""
         return self._volumes[id_].mode
 
-    def role(self, node: bytes, id_: int | None) -> Role:
-        """Return the role of a node, in a volume or only in the cluster, as far as ops are folded."""
-        role: Role = self._who.role_of(node) or "none"
-        given = self._volumes[id_].roles.get(node) if id_ is not None else None
-        return (given[-1][1] or role) if given and role != "none" else role  # type: ignore[return-value]  # pyright: ignore[reportReturnType]
+    def may_write(self, entry: Entry, id_: int | None) -> bool:
+        """Say whether the author may write, into a volume or only as to the cluster, as far as ops are folded."""
+        role = self._who.role_of(entry.node)
+        given = self._volumes[id_].roles.get(entry.node, ()) if id_ is not None else ()
+        if role is None:
+            return False
+        allows = _writes(role)
+        return allowed(given, allows, self._hearing.by(entry), otherwise=allows(""))
 
-    def _administers(self, node: bytes, id_: int) -> bool:
-        return "admin" in (self._who.role_of(node), self.role(node, id_))
+    def _administers(self, entry: Entry, id_: int) -> bool:
+        role, given = self._who.role_of(entry.node), self._volumes[id_].roles.get(entry.node, ())
+        if role is None or role == "admin":
+            return role is not None
+        return allowed(given, _administers(role), self._hearing.by(entry), otherwise=False)
 
     def _names(self) -> dict[int, str]:
         order = sorted(self._volumes.values(), key=lambda made: made.removed)  # a removed one's name is free again
@@ -234,20 +274,20 @@ class Catalogue:
             return
         options = {name: value for name, value in op.options.items() if name != "removed"}
         made = _Making(id_, op.mode, options, (op.name, entry.node), entry)
-        made.owners.append((_stamp(entry, place), policy_of(options).owner or entry.node.hex()))
+        made.owners.append(Said(_stamp(entry, place), policy_of(options).owner or entry.node.hex(), entry.hash))
         self._volumes[id_] = made
         self._ids = None
 
     def set(self, op: VolumeSet, entry: Entry, place: int) -> bool | None:
         """Give a volume options; return whether it is removed now when that has changed, else None."""
         made = self._volumes.get(op.volume)
-        if made is None or not self._administers(entry.node, op.volume):
+        if made is None or not self._administers(entry, op.volume):
             return None
         before = made.removed
         made.options.update({name: value for name, value in op.options.items() if name not in FIXED})
         owner = op.options.get("owner")
         if isinstance(owner, str) and understood("owner", owner):
-            made.owners.append((_stamp(entry, place), owner or made.author.hex()))
+            made.owners.append(Said(_stamp(entry, place), owner or made.author.hex(), entry.hash))
         if made.removed == before:
             return None
         made.removed_time_ns = entry.time_ns
@@ -257,13 +297,13 @@ class Catalogue:
     def set_role(self, op: RoleSet, entry: Entry, place: int) -> None:
         """Give a node a role in a volume."""
         made = self._volumes.get(op.volume)
-        if made is not None and self._administers(entry.node, op.volume):
-            made.roles.setdefault(op.node, []).append((_stamp(entry, place), op.role))
+        if made is not None and self._administers(entry, op.volume):
+            made.roles.setdefault(op.node, []).append(Said(_stamp(entry, place), op.role, entry.hash))
 
     def snapshot(self, op: SnapshotCreate, entry: Entry) -> None:
         """Name a state of a volume of files."""
         made = self._volumes.get(op.volume)
-        if made is not None and made.mode != "models" and self.role(entry.node, op.volume) in WRITERS:
+        if made is not None and made.mode != "models" and self.may_write(entry, op.volume):
             made.snapshots.setdefault((entry.hash, folded(op.name)), (op, entry))
 
     def forget_snapshot(self, op: SnapshotRemove, entry: Entry) -> None:
@@ -272,7 +312,7 @@ class Catalogue:
         key = (op.entry, folded(op.name))
         if made is None or key not in made.snapshots:
             return
-        if made.snapshots[key][1].node == entry.node or self._administers(entry.node, op.volume):
+        if made.snapshots[key][1].node == entry.node or self._administers(entry, op.volume):
             del made.snapshots[key]
 
 

@@ -5,11 +5,13 @@ from math import inf
 
 import msgspec
 
+from tbshare.content.tree import large_of
 from tbshare.volumes import past, seeing
 from tbshare.volumes.entry import At
 from tbshare.volumes.opened import Opened
 from tbshare.volumes.policy import keeps_history
 from tbshare.volumes.retention import Past, expired
+from tbshare.volumes.rows import version_of_large
 from tbshare.volumes.tables import Here
 
 
@@ -83,4 +85,7 @@ def _in_snapshots(opened: Opened, files: Collection[int]) -> set[tuple[int, int]
             row = tables.file(file)
             if row is not None and row.alive:
                 found.update([(file, head.version) for head in row.heads])
+                xattrs = row.attributes.living_xattrs() if row.attributes is not None else {}
+                large = [large_of(name, value) for name, value in xattrs.items()]
+                found.update([(file, version_of_large(each[0])) for each in large if each is not None])
     return found

@@ -69,6 +69,8 @@ class Filling:
             self._put_inside(into, put)
             return 0
         found = Found(put.path, into.id) if into.made else found_in(self._opened, put.path, into.id)
+        if put.new and found.item is not None:
+            raise PathExists(f"{at(put.path)} is there already")
         if put.kind == "directory":
             self._put_directory(key, found, put)
             return 0
@@ -141,7 +143,8 @@ class Filling:
         if (head.contents == "bundle") != (put.kind == "bundle"):
             raise PathIsDirectory(f"{at(put.path)} is {'' if head.contents == 'bundle' else 'not '}a directory")
         if (head.contents, head.content) != (put.content.kind, put.content.content):
-            writing.save(found.file, put.content, (head.version,), instead_of=[head])
+            parents = (head.version,) if put.base is None else put.base
+            writing.save(found.file, put.content, parents, instead_of=[head])
             writing.remove_twins(found)
         if put.attributes is not None:
             writing.describe(found.file.id, put.attributes, found.file.attributes)
@@ -153,6 +156,8 @@ class Filling:
             into.draft.make_directories(inside)
         elif put.content is None:
             raise PathInvalid(f"{at(put.path)} has no content")
+        elif put.new and into.draft.find(inside) is not None:
+            raise PathExists(f"{at(put.path)} is there already")
         else:
             into.draft.put(inside, new_entry(put.path[-1], put.content, None))
         if put.attributes is not None:

@@ -19,10 +19,12 @@ import msgspec
 
 from tbshare.content.block import named_hash
 from tbshare.content.ref import Ref, folded, parse_ref, shown
-from tbshare.errors import RefUnknown, UsageError
+from tbshare.errors import RefUnknown, UsageError, VolumeUnknown
 from tbshare.volumes.catalogue import WRITERS, Catalogue, Rights, Role, Snapshot, Volume
 from tbshare.volumes.entry import (
+    At,
     Entry,
+    Heard,
     RefRemove,
     RefSet,
     RoleSet,
@@ -32,6 +34,7 @@ from tbshare.volumes.entry import (
     VolumeCreate,
     VolumeSet,
 )
+from tbshare.volumes.heard import Hearing
 from tbshare.volumes.membership import Before, Member, Membership, membership
 
 RULES_CONTEXT: Final = "tbshare 2026-11-23 what verdicts on entries rest on"
@@ -90,6 +93,7 @@ class State:
     read_only: Mapping[str | int, str]  # a volume's folded name or id, or "*" for all -> why
     lamport: int  # the highest seen
     entries: tuple[Entry, ...]  # in order; those without ops of the cluster may be left out
+    hearing: Hearing = field(compare=False)
     before: Before | None = field(default=None, compare=False)
 
     def extended(self, entries: Iterable[Entry]) -> "State":
@@ -119,7 +123,7 @@ class State:
     # volumes ---------------------------------------------------------------------------------------------------
 
     def volume_named(self, text: str, *, removed: bool = False) -> Volume:
-        """Return the volume of this name, with `removed` also a removed one; UsageError names the nearest."""
+        """Return the volume of this name, with `removed` also a removed one; VolumeUnknown names the nearest."""
         wanted = folded(text)
         found = self.volumes.get(wanted)
         if found is None and removed:
@@ -131,7 +135,7 @@ class State:
         }
         near = [names[name] for name in difflib.get_close_matches(wanted, sorted(names), 3, 0.5)]
         hint = f"nearest: {', '.join(near)}" if near else f"the volumes are: {', '.join(sorted(names.values()))}"
-        raise UsageError(f"no volume {shown(text)}; {hint}", cure="tbshare volume ls")
+        raise VolumeUnknown(f"no volume {shown(text)}; {hint}", cure="tbshare volume ls")
 
     def volume_by_id(self, volume_id: int) -> Volume | None:
         """Return a volume, the removed ones too; None when there is none of this id."""
@@ -156,41 +160,43 @@ class State:
         """Say whether the node may have bytes of the volume now."""
         return self.role(node, volume_id) != "none"
 
-    def may_write(self, volume_id: int, node: bytes, stamp: bytes | None = None) -> bool:
-        """Say whether the node may change files of the volume: at this place in the order, or now.
-
-        For an entry, `counts` is to be asked as well: it says where a removed node's time was over.
-        """
+    def may_write(self, volume_id: int, node: bytes) -> bool:
+        """Say whether the node may change files of the volume now."""
         rights = self.rights.get(volume_id)
-        if rights is None or (
-            stamp is None and (node not in self.members or self.volumes_by_id[volume_id].removed)
-        ):
+        if rights is None or node not in self.members or self.volumes_by_id[volume_id].removed:
             return False
-        return rights.may_write(node, self.who.role_of(node), stamp)
+        return rights.may_write(node, self.who.role_of(node))
+
+    def is_valid(self, volume_id: int, entry: Entry) -> bool:
+        """Say whether what the entry does to files of the volume counts."""
+        rights = self.rights.get(volume_id)
+        if rights is None or not self.counts(entry):
+            return False
+        return rights.might_write(entry, self.who.role_of(entry.node), self.hearing)
+
+    def unheard(self, node: bytes, head: At | None) -> list[bytes]:
+        """Return the entries that take a right from a node of which its log, which ends here, does not say so."""
+        member = self.members.get(node)
+        if member is None:
+            return []
+        taken = [entry for rights in self.rights.values() for entry in rights.taken(node, member.role)]
+        return [entry for entry in dict.fromkeys(taken) if head is None or not self.hearing.at(head, entry)]
 
     def counts(self, entry: Entry) -> bool:
         """Say whether the entry is by a node that is or was a member, and before the end of its time."""
         return self.who.counts(entry)
 
-    def rules(self, volume_id: int, stamp: bytes, authors: Iterable[bytes]) -> bytes:
-        """Return what the verdicts on entries of these authors, up to `stamp`, rest on, as one hash.
+    def rules(self, volume_id: int, authors: Mapping[bytes, bytes]) -> bytes:
+        """Return what the verdicts on entries of these authors, each up to its stamp, rest on, as one hash.
 
-        While it stays the same, so do `may_write` and `counts` of all of them.
+        While it stays the same, so does `is_valid` of all of them. A right taken away alone does not change it.
         """
         rights = self.rights.get(volume_id)
-        rests: list[object] = [rights.mode if rights else "", rights.owners.until(stamp) if rights else []]
-        for node in sorted(set(authors)):
-            given = rights.roles.get(node) if rights else None
-            kept = [(place.hash, place.hash in self.who.awaited) for place in self.who.kept.get(node, ())]
-            rests.append(
-                (
-                    node,
-                    self.who.role_of(node),
-                    node in self.members,
-                    sorted(kept),
-                    given.until(stamp) if given else [],
-                )
-            )
+        rests: list[object] = []
+        for node, stamp in sorted(authors.items()):
+            kept = [(place.hash, place.hash in self.who.awaited) for place in self.who.seen.get(node, ())]
+            given = rights.rests(node, self.who.role_of(node), stamp, self.hearing) if rights else []
+            rests.append((node, node in self.members, sorted(kept), given))
         return named_hash(RULES_CONTEXT, [msgspec.msgpack.encode(rests)])
 
     # refs ------------------------------------------------------------------------------------------------------
@@ -295,7 +301,7 @@ class _Folding:
         """Say whether the author may publish in this volume, which has refs or does not exist yet."""
         id_ = self.catalogue.named(volume)
         holds_refs = id_ is None or self.catalogue.mode(id_) == "models"
-        return holds_refs and self.catalogue.role(entry.node, id_) in WRITERS
+        return holds_refs and self.catalogue.may_write(entry, id_)
 
     def ref_set(self, op: RefSet, entry: Entry) -> None:
         key = (folded(op.volume), folded(op.name))
@@ -399,7 +405,8 @@ def fold(entries: Iterable[Entry], cluster: bytes, before: Before | None = None)
     """
     ordered = in_order(entries)
     who = membership(ordered, cluster, before)
-    catalogue = Catalogue(who)
+    hearing = _hearing(ordered, who)
+    catalogue = Catalogue(who, hearing)
     folding = _Folding(who=who, catalogue=catalogue)
     for entry in ordered:
         if who.counts(entry):
@@ -426,5 +433,18 @@ def fold(entries: Iterable[Entry], cluster: bytes, before: Before | None = None)
         read_only=folding.read_only,
         lamport=max((entry.lamport for entry in ordered), default=0),
         entries=ordered,
+        hearing=hearing,
         before=before,
     )
+
+
+def _hearing(ordered: Iterable[Entry], who: Membership) -> Hearing:
+    hearing = Hearing(who.before)
+    for entry in ordered:
+        for op in entry.ops:
+            if isinstance(op, Heard):
+                for heard in op.entries:
+                    hearing.note(entry, heard)
+            elif isinstance(op, RoleSet | VolumeSet):
+                hearing.note(entry, entry.hash)
+    return hearing

@@ -7,8 +7,10 @@ from tbshare.volumes.rows import VersionRow
 
 def in_order(
     heads: Sequence[VersionRow], versions: Mapping[tuple[int, int], VersionRow]
-) -> tuple[tuple[VersionRow, ...], tuple[tuple[bytes, int], ...]]:
+) -> tuple[tuple[VersionRow, ...], tuple[tuple[bytes, int], ...], bool]:
     """Return a file's heads, the one under the name first, with stamp and time where the branch of each began.
+
+    And whether it can be told from these alone what they are when one of them goes on, see `extended`.
 
     It is found from the first version down: where one has several children, the way is to the one with the highest
     stamp. So the choice between two branches does not change while somebody goes on saving in one of them. The
@@ -29,7 +31,27 @@ def in_order(
             branch = [known[number] for number in _ancestors(head, known) - ours]
             began[head.version] = min(branch, key=_stamp_of, default=head)
     ordered = sorted(heads, key=lambda head: (head is not main, began[head.version].stamp, head.stamp))
-    return tuple(ordered), tuple([(began[head.version].stamp, began[head.version].time_ns) for head in ordered])
+    orderly = all(child.stamp > known[number].stamp for number, later in children.items() for child in later)
+    since = tuple([(began[head.version].stamp, began[head.version].time_ns) for head in ordered])
+    return tuple(ordered), since, orderly
+
+
+def extended(
+    heads: Sequence[VersionRow], since: Sequence[tuple[bytes, int]], row: VersionRow
+) -> tuple[tuple[VersionRow, ...], tuple[tuple[bytes, int], ...]] | None:
+    """Return what `in_order` says after a save upon one of several heads; None when it must be asked.
+
+    Where nothing is later than what came of it, whoever goes on takes the place of the head that was there.
+    """
+    if len(row.parents) != 1 or len(since) != len(heads):
+        return None
+    place = next((number for number, head in enumerate(heads) if head.version == row.parents[0]), -1)
+    if place < 0 or row.stamp <= heads[place].stamp:
+        return None
+    pairs = list(zip(heads, since, strict=True))
+    pairs[place] = row, (row.stamp, row.time_ns) if place == 0 else since[place]
+    pairs[1:] = sorted(pairs[1:], key=lambda pair: (pair[1][0], pair[0].stamp))
+    return tuple([head for head, _ in pairs]), tuple([began for _, began in pairs])
 
 
 def _family(

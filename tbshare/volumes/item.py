@@ -126,6 +126,11 @@ class Change(msgspec.Struct, frozen=True):
 
     path: Path
     item: Item | None
+    what: Literal["saved", "placed", "moved", "removed", "described"] = "saved"  # placed: it was nowhere before
+    before: Path | None = None  # where it was, of what was moved
+    author: bytes = b""  # node that did it
+    time_ns: int = 0  # by its clock
+    kind: Kind = "file"  # of what was removed
 
 
 @dataclass(frozen=True)
@@ -138,9 +143,14 @@ class Totals:
 
 
 class Put(msgspec.Struct, frozen=True):
-    """One of many things to be put into a volume at once: `Handle.put_many`."""
+    """One of many things to be put into a volume at once: `Handle.put_many`.
+
+    `base` is as for `Handle.save`; what is inside a bundle forks with it. With `new` the name must be free.
+    """
 
     path: Path
     kind: Kind
     content: Content | None = None  # None for a directory
     attributes: Attributes | None = None
+    base: tuple[int, ...] | None = None
+    new: bool = False

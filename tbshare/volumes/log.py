@@ -8,11 +8,13 @@ from tbshare.content.block import HASH_BYTES
 from tbshare.errors import NotPermitted, RefUnknown, UsageError
 from tbshare.volumes.branches import Known
 from tbshare.volumes.entry import (
+    HEARD_MAX,
     SEEN_MAX,
     UNTIL_MAX,
     At,
     Entry,
     Genesis,
+    Heard,
     MemberAdd,
     MemberRemove,
     MemberRename,
@@ -163,6 +165,8 @@ class Log(LogFile):
                 taken = list(judge.accepted.values())
                 if taken:
                     self._take(taken)
+                    if self._own_head() is not None:  # else it is said where our log begins
+                        self._commit_own([])
                     accepted += taken
                 if not taken or not waiting:
                     break
@@ -179,27 +183,33 @@ class Log(LogFile):
         if seen and meta:
             self._append_now(seen)
 
-    def _seen_of_removed(self, accepted: Sequence[Entry]) -> list[MemberRemove]:
-        """Return our own removals of the nodes that these entries remove, where we hold more of them than is kept.
+    def _seen_of_removed(self, accepted: Sequence[Entry]) -> list[MemberRemove | Heard]:
+        """Return that we heard of the nodes that these entries remove, where we hold more of them than is kept.
 
         What we have seen of a node we may have built upon: a file of its making that was saved again here would
-        lose its name. So it counts, as what the one who removed it had seen does.
+        lose its name. So it counts, as what the one who removed it had seen does. An admin removes it too: then
+        whom that node let in stays.
         """
         named = {op.node for entry in accepted for op in entry.ops if isinstance(op, MemberRemove)}
         if not named & self._who.members.keys():
             return []
         who = self._membership(accepted)
         own = who.members.get(self._owner.node)
-        if own is None or own.role != "admin":
+        if own is None:
             return []
-        removes: list[MemberRemove] = []
+        said: list[MemberRemove | Heard] = []
         for node in sorted(named & self._who.members.keys() & who.removed.keys()):
             heads = [at_of(head) for head in self._branches.heads() if head.node == node][:UNTIL_MAX]
-            kept = [self._branches.known([place]) for place in who.kept[node] if self._branches.find(place)]
+            places = who.kept[node] if own.role == "admin" else who.seen[node]
+            kept = [self._branches.known([place]) for place in places if self._branches.find(place)]
             if not all(any(self._branches.covered(known, head) for known in kept) for head in heads):
-                until = tuple([Until(head.incarnation, head.seq, head.hash) for head in heads])
-                removes.append(MemberRemove(node=node, cluster=self._cluster, until=until))
-        return removes
+                if own.role == "admin":
+                    until = tuple([Until(head.incarnation, head.seq, head.hash) for head in heads])
+                    said.append(MemberRemove(node=node, cluster=self._cluster, until=until))
+                else:
+                    removals = [entry.hash for entry in accepted if _removes(entry, node)]
+                    said.append(Heard(entries=tuple(removals[:HEARD_MAX]), until=tuple(heads)))
+        return said
 
     def _strange(self, accepted: Sequence[Entry]) -> tuple[dict[str, bytes], list[str]]:
         """Return settings and lines for the user when some of these are ours and we did not write them.
@@ -236,13 +246,28 @@ class Log(LogFile):
         with self._lock:
             return self._branches.find(head) is not None
 
-    def repaired(self) -> None:
-        """Note that what damage had lost is here again."""
+    def repaired(self, *, lost: str = "") -> None:
+        """Note that what damage had lost is here again; or with `lost`, a sentence, that it is gone for good."""
         with self._lock:
+            if lost:
+                self.note_lost(lost)
             with self._database.transaction() as connection:
                 connection.execute("DELETE FROM meta WHERE key = 'damaged'")
             self.damaged = ""
             self._note_members()
+
+    def note_lost(self, lost: str) -> None:
+        """Note that some of our log may be gone, by a sentence: what only it named is no garbage."""
+        with self._lock:
+            self._set_meta("lost", lost.encode())
+            self.lost = lost
+
+    def forget_lost(self) -> None:
+        """Note that nobody looks any more for what was lost."""
+        with self._lock:
+            with self._database.transaction() as connection:
+                connection.execute("DELETE FROM meta WHERE key = 'lost'")
+            self.lost = ""
 
     def lacks(self, known: Known) -> bool:
         """Say whether there is anything that is not known there."""
@@ -304,6 +329,31 @@ class Log(LogFile):
             held = [self._branches.known(self.acknowledged(node)) for node in others]
             return all(self._branches.covered(known, head) for known in held for head in heads)
 
+    def unheeding(self) -> list[bytes]:
+        """Return the members that write on as if they did not have what took a right from them, and say they do.
+
+        What they write counts as long as they do not say in their log that they have heard of it.
+        """
+        with self._lock:
+            state, found = self.state(), list[bytes]()
+            for node in state.members:
+                taken = [self._concerning[entry] for entry in state.unheard(node, None)]
+                said = self.acknowledged(node) if taken else []
+                if not said or not all(self._branches.find(head) for head in said):
+                    continue
+                held = self._branches.known(said)
+                ends = [branch for branch in self._branches.by_id.values() if branch.node == node]
+                if any(
+                    self._branches.covered(held, entry)
+                    and any(
+                        end.lamport > entry.lamport and not state.hearing.at(at_of(end.head()), entry.hash)
+                        for end in ends
+                    )
+                    for entry in taken
+                ):
+                    found.append(node)
+            return found
+
     def _entry_of_hash(self, hash_: bytes) -> Entry | None:
         if hash_ in self._concerning:
             return self._concerning[hash_]
@@ -323,3 +373,7 @@ class Log(LogFile):
             common = [self._branches.known(self.acknowledged(node)) for node in others]
             self._acknowledgements.save()
             return compact(self._database, self._stored, common, newest_kept)
+
+
+def _removes(entry: Entry, node: bytes) -> bool:
+    return any(isinstance(op, MemberRemove) and op.node == node for op in entry.ops)

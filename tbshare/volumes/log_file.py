@@ -24,10 +24,12 @@ from tbshare.volumes.batch import Batch, Queue, groups_of
 from tbshare.volumes.branches import Branch, Known
 from tbshare.volumes.database import Database, suspicion_of
 from tbshare.volumes.entry import (
+    HEARD_MAX,
     AnyOp,
     At,
     Entry,
     FileOp,
+    Heard,
     KnownOp,
     Signer,
     make_entry,
@@ -48,6 +50,7 @@ from tbshare.wire.message import Head
 
 _log = logging.getLogger("tbshare.volumes.log")
 ATTENTION_MAX: Final = 100
+PLACES_KNOWN: Final = 4096
 RUN_BYTES: Final = 3  # of ids.RUN_BITS
 
 Listener = Callable[[Sequence[tuple[int, Entry]]], None]
@@ -84,6 +87,7 @@ class LogFile:
         self._places: dict[At, Known] = {}
         self._state: State | None = None
         self._unfolded: list[Entry] = []  # came after `_state` was folded
+        self._answered: tuple[State, bytes] | None = None  # what of it is said in the log of this incarnation
         self.on_commit: list[
             Listener
         ] = []  # called under the lock, by the thread that commits, with (arrival, entry)
@@ -96,6 +100,7 @@ class LogFile:
         self._acknowledgements = Acknowledgements(database)
         self._cluster = self._meta("cluster")
         self.damaged = self._meta("damaged").decode()
+        self.lost = self._meta("lost").decode()  # why some of it may be gone for good
         self._incarnation = self._meta("incarnation")
         if not self._incarnation:
             self._incarnation = random_bytes(HASH_BYTES)
@@ -202,6 +207,8 @@ class LogFile:
             if place not in self._places:
                 if self._branches.find(place) is None:
                     return None
+                if len(self._places) >= PLACES_KNOWN:
+                    self._places.clear()
                 self._places[place] = self._branches.known([place])
             return self._branches.covered(self._places[place], entry)
 
@@ -241,25 +248,46 @@ class LogFile:
 
     def _commit_batches(self, batches: Sequence[Batch]) -> None:
         try:
-            with self._lock:
-                self._refuse_if_removed()
-                if self.damaged:
-                    self._refuse_files(batches)
-                entries: list[Entry] = []
-                previous, lamport = self._own_head(), self._branches.lamport
-                for group in groups_of(batches):
-                    lamport += 1
-                    ops = [op for batch in group for op in batch.ops]
-                    raw_ops = [raw for batch in group for raw in batch.raw_ops]
-                    entry = self._entry(ops, previous, lamport, raw_ops)
-                    entries.append(entry)
-                    previous = At(entry.node, entry.incarnation, entry.seq, entry.hash)
-                    for batch in group:
-                        batch.entry = entry
-                self._commit(entries, {})
+            self._commit_own(batches)
         except BaseException as error:  # noqa: BLE001  handed to every caller that waits, each raises it
             for batch in batches:
                 batch.entry, batch.error = None, error
+
+    def _commit_own(self, batches: Sequence[Batch]) -> None:
+        """Commit ops of ours, after what our log has to say before anything else."""
+        with self._lock:
+            batches = [*[Batch([op]) for op in self._unheard()], *batches]
+            if not batches:
+                return
+            self._refuse_if_removed()
+            if self.damaged:
+                self._refuse_files(batches)
+            entries: list[Entry] = []
+            previous, lamport = self._own_head(), self._branches.lamport
+            for group in groups_of(batches):
+                lamport += 1
+                ops = [op for batch in group for op in batch.ops]
+                raw_ops = [raw for batch in group for raw in batch.raw_ops]
+                entry = self._entry(ops, previous, lamport, raw_ops)
+                entries.append(entry)
+                previous = At(entry.node, entry.incarnation, entry.seq, entry.hash)
+                for batch in group:
+                    batch.entry = entry
+            self._commit(entries, {})
+
+    def _unheard(self) -> list[Heard]:
+        """Return what our log does not say yet that we have heard of: what takes a right from us.
+
+        By that, what we write from here on is judged (heard.py).
+        """
+        state = self.state()
+        if self._answered is not None and self._answered[0] is state and self._answered[1] == self._incarnation:
+            return []
+        entries = state.unheard(self._owner.node, self._own_head())
+        if not entries:
+            self._answered = state, self._incarnation
+        parts = range(0, len(entries), HEARD_MAX)
+        return [Heard(entries=tuple(entries[start : start + HEARD_MAX])) for start in parts]
 
     def _refuse_files(self, batches: Sequence[Batch]) -> None:
         if any(isinstance(op, FileOp) for batch in batches for op in batch.ops):
@@ -298,7 +326,8 @@ class LogFile:
         with self._database.transaction() as connection:
             placed = self._stored.insert(connection, entries)
             self._acknowledgements.write(connection)
-            connection.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", list(meta.items()))
+            for pair in meta.items():
+                connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", pair)
             for line in (*attention, *self._forked(placed)):
                 connection.execute(
                     "INSERT OR IGNORE INTO attention (time_ns, line) VALUES (?, ?)", (self._clock_ns(), line)

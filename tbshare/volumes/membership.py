@@ -1,12 +1,16 @@
 """Who belongs to the cluster: a pure function of the entries.
 
 The members are the closure from the genesis entry: its author is the first admin, and every MemberAdd of an admin,
-made for this cluster, counts. The first one that counts fixes a node's certificate and role.
+made for this cluster, counts. The first one that counts fixes a node's certificate.
 
 MemberRemove is for good. Of the removed node's entries only those up to `until` count, whatever Lamport time the
 others claim: whoever holds a stolen key can date back, but not get before a hash in the chain. When two admins
 remove each other without knowing, the one who became a member earlier wins; that cannot be dated back either.
-Several removals of one node add up: what any of them had seen counts.
+Several removals of one node add up: what any of them had seen counts. For files and volumes, though not for who
+is a member, so does what a member had of the removed node's log when it heard of the removal, and says so (Heard):
+it may have built upon that.
+
+Of two admins that add one node with different roles, the higher role holds.
 
 Only entries that concern the cluster are folded here (`concerns_cluster`); those with files alone, most of a log,
 lie between them in its chain. What comes before what in a log is therefore asked of who knows all: `Before`.
@@ -14,11 +18,16 @@ lie between them in its chain. What comes before what in a log is therefore aske
 
 from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Final, NamedTuple
+
+import msgspec
 
 from tbshare.content.ref import folded
-from tbshare.volumes.entry import FILE_OPS, At, Entry, Genesis, MemberAdd, MemberRemove, MemberRename, Role
+from tbshare.volumes.entry import FILE_OPS, At, Entry, Genesis, Heard, MemberAdd, MemberRemove, MemberRename, Role
 
+RANKS: Final[tuple[Role, ...]] = ("read", "write", "publish", "admin")
+
+Kept = Mapping[bytes, tuple[At, ...]]  # removed node -> the last of its entries that count, with all before them
 Before = Callable[[Entry, At], bool | None]  # is the entry at or before this place; None: the place is not known
 
 
@@ -68,7 +77,8 @@ class Membership:
     members: Mapping[bytes, Member] = field(default_factory=dict[bytes, Member])
     removed: Mapping[bytes, Member] = field(default_factory=dict[bytes, Member])
     first_names: Mapping[bytes, str] = field(default_factory=dict[bytes, str])  # as each was added: never changes
-    kept: Mapping[bytes, tuple[At, ...]] = field(default_factory=dict[bytes, tuple[At, ...]])  # last to count
+    kept: Kept = field(default_factory=dict[bytes, tuple[At, ...]])  # of each removed node, as far as admins say
+    seen: Kept = field(default_factory=dict[bytes, tuple[At, ...]])  # as far as any member says: what counts
     stamps: Mapping[bytes, bytes] = field(default_factory=dict[bytes, bytes])  # of the entry that added each
     awaited: frozenset[bytes] = frozenset()  # last entries of removed nodes that are not here
     before: Before = field(default=lambda _, __: None, compare=False, repr=False)
@@ -80,8 +90,8 @@ class Membership:
 
     def counts(self, entry: Entry) -> bool:
         """Say whether the entry is by a node that is or was a member, and before the end of its time."""
-        if entry.node in self.kept:
-            return _in_time(entry, self.kept, self.before)
+        if entry.node in self.seen:
+            return _in_time(entry, self.seen, self.before)
         return entry.node in self.members
 
 
@@ -90,6 +100,13 @@ class _Statement(NamedTuple):
 
     entry: Entry
     op: MemberAdd | MemberRemove | MemberRename
+
+
+class _Said(NamedTuple):
+    """What somebody had of removed nodes' logs, with the entry it stands in."""
+
+    entry: Entry
+    op: Heard
 
 
 class _Add(NamedTuple):
@@ -126,10 +143,9 @@ def membership(ordered: Iterable[Entry], cluster: bytes, before: Before | None =
         if isinstance(op, MemberAdd | MemberRemove | MemberRename)
         and (op.cluster == cluster or (not op.cluster and entry is genesis))
     ]
-    return _Cluster(statements, genesis, before or before_among(entries.values())).membership(start.name)
-
-
-Kept = Mapping[bytes, tuple[At, ...]]  # removed node -> the last of its entries that count, with all before them
+    said = ((entry, op) for entry in entries.values() for op in entry.ops if isinstance(op, Heard))
+    heards = [_Said(entry, op) for entry, op in said if op.until]
+    return _Cluster(statements, heards, genesis, before or before_among(entries.values())).membership(start.name)
 
 
 def _in_time(entry: Entry, kept: Kept, before: Before) -> bool:
@@ -142,6 +158,7 @@ class _Cluster:
     """The statements that are for this cluster, in order."""
 
     statements: list[_Statement]
+    heards: list[_Said]
     genesis: Entry
     before: Before
 
@@ -154,16 +171,18 @@ class _Cluster:
             for node, add in added.items()
         }
         kept = {node: places for node, places in kept.items() if node in members}
+        seen = self.vouched(kept, members)
         return Membership(
             cluster_name=name,
             members={node: member for node, member in members.items() if node not in kept},
             removed={node: member for node, member in members.items() if node in kept},
             first_names={node: add.op.name for node, add in added.items()},
             kept=kept,
+            seen=seen,
             stamps={node: add.entry.stamp() for node, add in added.items()},
             awaited=frozenset(
                 place.hash
-                for places in kept.values()
+                for places in seen.values()
                 for place in places
                 if self.before(self.genesis, place) is None
             ),
@@ -180,10 +199,30 @@ class _Cluster:
         while found:
             found = False
             for entry, op in self.statements:
-                if isinstance(op, MemberAdd) and op.node not in added and self.by_admin(entry, added, kept):
+                if not isinstance(op, MemberAdd) or not self.by_admin(entry, added, kept):
+                    continue
+                known = added.get(op.node)
+                if known is None:
                     added[op.node] = _Add(entry, op)
                     found = True
+                elif RANKS.index(op.role) > RANKS.index(known.op.role):
+                    added[op.node] = _Add(known.entry, msgspec.structs.replace(known.op, role=op.role))
+                    found = True
         return added
+
+    def vouched(self, kept: Kept, members: Container[bytes]) -> Kept:
+        """Return what counts of removed nodes, with what those who count themselves had of it."""
+        seen = dict(kept)
+        found = True
+        while found:
+            found = False
+            for entry, op in self.heards:
+                more = [place for place in op.until if place not in seen.get(place.node, (place,))]
+                if more and entry.node in members and _in_time(entry, seen, self.before):
+                    for place in more:
+                        seen[place.node] = (*seen[place.node], place)
+                    found = True
+        return seen
 
     def by_admin(self, entry: Entry, added: Mapping[bytes, _Add], kept: Kept) -> bool:
         author = added.get(entry.node)

@@ -6,7 +6,15 @@ hard links are in play the name itself is replaced.
 """
 
 from tbshare.content import tree
-from tbshare.errors import DirectoryNotEmpty, MoveImpossible, PathInvalid, PathIsDirectory, PathNotDirectory
+from tbshare.content.tree import DEPTH_MAX
+from tbshare.errors import (
+    DirectoryNotEmpty,
+    MoveImpossible,
+    NameTooLong,
+    PathInvalid,
+    PathIsDirectory,
+    PathNotDirectory,
+)
 from tbshare.volumes.bundle import check_over, is_bundle_name
 from tbshare.volumes.ids import ROOT
 from tbshare.volumes.item import Path
@@ -22,6 +30,7 @@ def rename(writing: Writing, source: Found, target: Found) -> None:
     if not source.path or not target.path:
         raise PathInvalid("the root of a volume cannot be moved")
     refuse_below_itself(writing, source, target)
+    _refuse_too_deep(writing, source, target)
     same = there is not None and not target.inside and not source.inside and there.id == moved.id
     if same and source.parent == target.parent and source.path[-1] == target.path[-1]:
         return
@@ -49,6 +58,8 @@ def exchange(writing: Writing, source: Found, target: Found) -> None:
     target.there()
     refuse_below_itself(writing, source, target)
     refuse_below_itself(writing, target, source)
+    _refuse_too_deep(writing, source, target)
+    _refuse_too_deep(writing, target, source)
     if source.path == target.path or same_file(source, target):
         return
     if source.inside and target.inside and _same_bundle(source, target):
@@ -111,6 +122,15 @@ def refuse_below_itself(writing: Writing, source: Found, target: Found) -> None:
         within = _same_bundle(source, target) and len(below) > len(above) and below[: len(above)] == above
     if within:
         raise MoveImpossible(f"{at(source.path)} cannot go below itself")
+
+
+def _refuse_too_deep(writing: Writing, source: Found, target: Found) -> None:
+    """NameTooLong when something in `source` would have a path there that no volume can hold."""
+    if source.directory is None or len(target.path) <= len(source.path):
+        return
+    left = DEPTH_MAX - len(target.path)
+    if writing.opened.tables.depth_below(source.directory.id, left + 1) > left:
+        raise NameTooLong(f"{at(source.path)} has paths that would be longer than {DEPTH_MAX} names there")
 
 
 def _key(found: Found) -> tuple[bytes, ...]:

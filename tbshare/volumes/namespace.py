@@ -14,12 +14,15 @@ Counts are kept along the way, so that the cost of an op depends on the op and n
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, TypeVar
+
+import msgspec
 
 from tbshare.content.tree import large_of
 from tbshare.volumes.entry import OPS_MAX, Describe, Entry, FileOp, Move, Place, Remove, Save
-from tbshare.volumes.heads import in_order
+from tbshare.volumes.heads import extended, in_order
 from tbshare.volumes.ids import COUNT_BITS, ROOT, RUN_BITS, owner_of
+from tbshare.volumes.row_source import Nothing, Source
 from tbshare.volumes.rows import (
     NO_STAMP,
     Attributes,
@@ -29,6 +32,7 @@ from tbshare.volumes.rows import (
     MoveRow,
     NameRow,
     VersionRow,
+    version_again,
     version_of_large,
 )
 
@@ -39,63 +43,6 @@ _OWNER_SHIFT: Final = RUN_BITS + COUNT_BITS
 _NUMBERS: Final = [index.to_bytes(2, "big") for index in range(OPS_MAX)]
 
 Row = TypeVar("Row", NameRow, DirectoryRow, FileRow)
-
-
-class Source(Protocol):
-    """Where rows lie that are not in memory. Each method returns None, or nothing, for what there is not."""
-
-    def name(self, name: int) -> NameRow | None:
-        """Return the row of a name."""
-        ...
-
-    def directory(self, directory: int) -> DirectoryRow | None:
-        """Return the row of a directory."""
-        ...
-
-    def file(self, file: int) -> FileRow | None:
-        """Return the row of a file."""
-        ...
-
-    def version(self, key: tuple[int, int]) -> VersionRow | None:
-        """Return the row of a version."""
-        ...
-
-    def versions_of(self, file: int) -> Iterable[VersionRow]:
-        """Return all versions of a file."""
-        ...
-
-    def move(self, stamp: bytes) -> MoveRow | None:
-        """Return the Move of this stamp."""
-        ...
-
-    def moves_from(self, stamp: bytes) -> Iterable[MoveRow]:
-        """Return the Moves of this stamp and later ones."""
-        ...
-
-
-class _Nothing:
-    """The source of a namespace that is all in memory."""
-
-    def name(self, name: int) -> None:
-        return None
-
-    def directory(self, directory: int) -> None:
-        return None
-
-    def file(self, file: int) -> None:
-        return None
-
-    def version(self, key: tuple[int, int]) -> None:
-        return None
-
-    def versions_of(self, file: int) -> tuple[()]:
-        return ()
-
-    def move(self, stamp: bytes) -> None:
-        return None
-
-    def moves_from(self, stamp: bytes) -> tuple[()]:
-        return ()
 
 
 class _Rows(dict[int, Row]):
@@ -118,7 +65,7 @@ class Namespace:
 
     def __init__(self, source: Source | None = None, *, trusting: bool = False) -> None:
         """Start empty. `trusting`: no version in a batch is in the source already; who stores rows finds out."""
-        self._source: Source = source or _Nothing()
+        self._source: Source = source or Nothing()
         self._trusting = trusting
         self.names: dict[int, NameRow] = _Rows(self._source.name, NameRow)
         self.directories: dict[int, DirectoryRow] = _Rows(self._source.directory, _new_directory)
@@ -177,16 +124,20 @@ class Namespace:
         known = self.versions.get(key)
         if known is None and not self._trusting:
             known = self._known_version(key)
-        if known is not None:
+        if known is None:
+            self._add_version(file, row)
+        else:
             self._save_again(file, known, row)
-            return
-        self.versions[key] = row
-        changes = self._changes
-        changes.versions.append(row)
-        changes.files.add(op.file)
-        heads = file.heads
+
+    def _add_version(self, file: FileRow, row: VersionRow) -> None:
+        self.versions[file.id, row.version] = row
+        self._changes.versions.append(row)
+        self._changes.files.add(file.id)
+        heads, parents = file.heads, row.parents
         if not file.waiting and (not parents if not heads else len(heads) == 1 and parents == (heads[0].version,)):
             file.heads = (row,)
+        elif file.orderly and not file.waiting and (known := extended(file.heads, file.since, row)):
+            file.heads, file.since = known
         else:
             self._join(file, row, new=True)
         if file.standing:
@@ -214,7 +165,7 @@ class Namespace:
             waiting.discard(row.version)
         elif new:
             heads[row.version] = row
-        file.heads, file.since = tuple(heads.values()), ()
+        file.heads, file.since, file.orderly = tuple(heads.values()), (), False
         file.waiting = tuple(sorted(waiting))
         if len(heads) > 1:
             self._forked.add(file.id)
@@ -224,26 +175,27 @@ class Namespace:
         if len(file.heads) > 1:
             for row in self._source.versions_of(file.id):
                 self.versions.setdefault((row.file, row.version), row)
-            file.heads, file.since = in_order(file.heads, self.versions)
+            file.heads, file.since, file.orderly = in_order(file.heads, self.versions)
             self._weigh(file)
 
     def _save_again(self, file: FileRow, known: VersionRow, row: VersionRow) -> None:
-        """Fold a version in that is known already: the same op once more, or another op that gave its id again."""
-        if known.stamp == row.stamp:
-            return
-        parents = tuple(sorted({*known.parents, *row.parents}))
-        merged = known if known.stamp < row.stamp else row
-        merged = VersionRow(
-            known.file, known.version, parents, merged.contents, merged.content, merged.size, merged.mtime_ns,
-            merged.epoch, merged.stamp, merged.time_ns,
-        )  # fmt: skip
-        if merged == known:
-            return
-        self.versions[known.file, known.version] = merged
-        self._changes.files.add(file.id)
-        file.heads = tuple(merged if head.version == merged.version else head for head in file.heads)
-        self._join(file, merged, new=False)
-        self._settle(file)
+        """Fold a version in that is known already: the same op once more, or another op that gave its id again.
+
+        The op with the lowest stamp has the id, and any other the first that is free, or has a higher stamp, of a
+        row of ids of its own: a hash table kept in order, the same whatever came first.
+        """
+        taken: VersionRow | None = known
+        while taken is not None:
+            if taken.stamp == row.stamp:
+                return
+            if row.stamp < taken.stamp:
+                self.versions[file.id, row.version] = row
+                file.heads = tuple(row if head.version == row.version else head for head in file.heads)
+                self._join(file, row, new=False)
+                row = taken
+            row = msgspec.structs.replace(row, version=version_again(row.version, row.stamp))
+            taken = self._known_version((file.id, row.version))
+        self._add_version(file, row)
 
     def _settle(self, file: FileRow) -> None:
         """Decide which of the file's names lives although removed, if any, and what the file weighs."""
@@ -285,6 +237,7 @@ class Namespace:
         if stamp <= name.stamp:
             return
         before = self.files[name.file] if name.file else None
+        self._changes.placed.setdefault(op.id, (name.parent, name.name) if name.alive else None)
         if before is not None and name.alive:
             self._set_alive(name, False)
         stood = before is not None and name.place not in name.gone
@@ -308,7 +261,8 @@ class Namespace:
         self._changes.files.add(file.id)
         self._settle(file)
 
-    def _remove(self, op: Remove, _stamp: bytes, _time_ns: int, _owner: int) -> None:
+    def _remove(self, op: Remove, stamp: bytes, time_ns: int, _owner: int) -> None:
+        self._changes.removed[op.id] = stamp, time_ns
         if op.directory:
             directory = self.directories[op.id]
             if op.place not in directory.gone:
@@ -438,6 +392,9 @@ class Namespace:
 
     def _put(self, directory: DirectoryRow, stamp: bytes, parent: int, name: bytes, time_ns: int) -> None:
         """Put a directory, with all below it, somewhere; or nowhere, when the stamp is empty."""
+        self._changes.placed.setdefault(
+            directory.id, (directory.parent, directory.name) if directory.alive else None
+        )
         if directory.alive:
             directory.alive = False
             self._count(directory.parent, -1)
@@ -448,6 +405,7 @@ class Namespace:
 
     def _describe(self, op: Describe, stamp: bytes, time_ns: int, _owner: int) -> None:
         row: DirectoryRow | FileRow
+        self._changes.described[op.id] = stamp, time_ns
         if op.directory:
             row = self.directories[op.id]
             self._changes.directories.add(op.id)

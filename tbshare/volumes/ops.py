@@ -16,6 +16,7 @@ CERTIFICATE_BYTES_MAX: Final = 2048  # ours are 300
 TARGETS_MAX: Final = 256  # nodes that one ref is for
 SEEN_MAX: Final = 4096  # versions that one RefRemove removes
 UNTIL_MAX: Final = 1024  # logs of one node
+HEARD_MAX: Final = 1024  # entries that one op says its author has heard of
 OPTIONS_MAX: Final = 64
 ORIGIN_LETTERS_MAX: Final = 1024
 KIND_LETTERS_MAX: Final = 64
@@ -148,6 +149,16 @@ class At(msgspec.Struct, frozen=True, array_like=True):
     hash: Hash
 
 
+class Heard(Op, frozen=True, tag="heard"):
+    """Says that its author has heard of these entries: what they take from it binds it from here on, in this log.
+
+    `until` are the ends of the logs of nodes that they remove, as they were here: what was built upon them counts.
+    """
+
+    entries: Annotated[tuple[Hash, ...], msgspec.Meta(min_length=1, max_length=HEARD_MAX)]
+    until: Annotated[tuple[At, ...], msgspec.Meta(max_length=UNTIL_MAX)] = ()
+
+
 class SnapshotCreate(Op, frozen=True, tag="snapshot-create"):
     """Names the state of a volume at these places of the logs."""
 
@@ -246,6 +257,7 @@ ClusterOp = (
     | VolumeCreate
     | VolumeSet
     | RoleSet
+    | Heard
     | SnapshotCreate
     | SnapshotRemove
     | RefSet

@@ -30,7 +30,7 @@ from tbshare.volumes.opened import Opened
 from tbshare.volumes.paths import Found, at, checked, find, found_in, listed
 from tbshare.volumes.policy import keeps_history
 from tbshare.volumes.rows import FileRow, NameRow, VersionRow
-from tbshare.volumes.shown import clash_key
+from tbshare.volumes.shown import clash_key, given
 from tbshare.volumes.tables import Here
 from tbshare.volumes.writing import Writing, content_of
 
@@ -51,7 +51,21 @@ class Wanted:
 
 
 def history(opened: Opened, path: Path) -> list[Line]:
-    """Return the versions of what has, or had, this path, newest first; PathMissing, PathIsDirectory."""
+    """Return the versions of what has, or had, this path, newest first; PathMissing, PathIsDirectory.
+
+    A name that stood for a fork or a clash, and stands for nothing any more, leads to what it was made from: there
+    is what was saved under it.
+    """
+    try:
+        return _history(opened, path)
+    except (PathMissing, PathIsDirectory):
+        plain = tuple([given(name) for name in path])
+        if plain == path:
+            raise
+        return _history(opened, plain)
+
+
+def _history(opened: Opened, path: Path) -> list[Line]:
     try:
         found = find(opened, path)
     except (PathMissing, PathNotDirectory):

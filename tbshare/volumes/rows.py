@@ -10,10 +10,12 @@ from typing import Final, Literal
 
 import msgspec
 
+from tbshare.content.block import named_hash
 from tbshare.volumes.entry import Contents
 from tbshare.volumes.ids import ROOT
 
 STAMP_AUTHOR: Final = slice(8, 16)  # of a stamp: the first bytes of its author's key
+AGAIN_CONTEXT: Final = "tbshare 2026-11-24 version id given again"
 NO_STAMP: Final = b""  # lower than any
 
 
@@ -23,7 +25,7 @@ def author_of(stamp: bytes) -> bytes:
 
 
 class VersionRow(msgspec.Struct, array_like=True, gc=False):
-    """One saved state of a file. The same version given twice: the lowest stamp's content, all their parents.
+    """One saved state of a file. An id given twice, by a machine that was copied as it ran: see `version_again`.
 
     Or the value of an extended attribute that is an object ("xattr"), of a file or a directory: a node holds its
     bytes as those of a version. It has no parents, is no head, and its `version` is negative, as no save's is.
@@ -50,6 +52,12 @@ class VersionRow(msgspec.Struct, array_like=True, gc=False):
         """What was saved."""
         assert self.contents != "xattr", "nobody saved an attribute"
         return self.contents
+
+
+def version_again(version: int, stamp: bytes) -> int:
+    """Return the next id for the op of this stamp, when another op has the one it gave."""
+    digest = named_hash(AGAIN_CONTEXT, [version.to_bytes(8, "big"), stamp])
+    return int.from_bytes(digest[:8], "big") >> 1 or 1
 
 
 def version_of_large(content: bytes) -> int:
@@ -129,6 +137,7 @@ class FileRow(msgspec.Struct, array_like=True, gc=False):
     weight: int = -1  # logical bytes of its shown heads; -1 when it is not to be seen
     waiting: tuple[int, ...] = ()  # parents of its versions that have not come yet
     attributes: Attributes | None = None
+    orderly: bool = False  # it has several heads, and none of what they come from is later than what came of it
 
     @property
     def alive(self) -> bool:
@@ -180,11 +189,21 @@ class MoveRow(msgspec.Struct, array_like=True, gc=False):
 
 
 class Changes(msgspec.Struct):
-    """What folding a batch touched: ids whose rows, or whose listing, may have changed, and the new versions."""
+    """What folding a batch touched: ids whose rows, or whose listing, may have changed, and the new versions.
+
+    And what no row tells afterwards: of names and directories that were put somewhere, where each was before, None
+    for nowhere; of those that were taken away, and of files and directories that were described, stamp and time.
+    """
 
     files: set[int] = msgspec.field(default_factory=set[int])
     directories: set[int] = msgspec.field(default_factory=set[int])
     versions: list[VersionRow] = msgspec.field(default_factory=list[VersionRow])
+    placed: dict[int, tuple[int, bytes] | None] = msgspec.field(
+        default_factory=dict[int, tuple[int, bytes] | None]
+    )
+    removed: dict[int, tuple[bytes, int]] = msgspec.field(default_factory=dict[int, tuple[bytes, int]])
+    described: dict[int, tuple[bytes, int]] = msgspec.field(default_factory=dict[int, tuple[bytes, int]])
+    anew: bool = False  # all may be another than before: the tables were made anew
 
     def __bool__(self) -> bool:
-        return bool(self.files or self.directories or self.versions)
+        return bool(self.files or self.directories or self.versions or self.anew)

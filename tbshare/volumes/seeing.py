@@ -1,11 +1,15 @@
 """From the rows back to what people see: under which path a file is, what changed, what is in conflict."""
 
+from collections.abc import Collection
+
+import msgspec
+
 from tbshare.errors import PathMissing
 from tbshare.volumes.ids import ROOT
-from tbshare.volumes.item import Change, Conflict, Item, Path, Saved
+from tbshare.volumes.item import Change, Conflict, Item, Kind, Path, Saved
 from tbshare.volumes.opened import Opened
 from tbshare.volumes.paths import directory_item, file_item, item_of
-from tbshare.volumes.rows import Changes, DirectoryRow, FileRow, NameRow
+from tbshare.volumes.rows import Changes, DirectoryRow, FileRow, NameRow, author_of
 from tbshare.volumes.shown import Shown, clash_key, shown
 
 
@@ -94,20 +98,83 @@ def saved(opened: Opened, file: int, version: int, entry: bytes, path: Path = ()
 
 def changed(opened: Opened, changes: Changes) -> list[Change]:
     """Return what a fold changed, by path."""
-    found: dict[Path, Item | None] = {}
-    for number in sorted(changes.directories):
-        row = opened.tables.directory(number)
-        for path in paths(opened, number, dead=True):
-            name = path[-1] if path else b""
-            found[path] = directory_item(opened, row, name) if row is not None and row.alive else None
+    found: dict[Path, Change] = {}
+    for number, (stamp, time_ns) in changes.removed.items():
+        path = _last_path(opened, number)
+        if path is not None:
+            kind: Kind = "directory" if opened.tables.name(number) is None else "file"
+            found[path] = Change(path, None, "removed", None, opened.node_of(author_of(stamp)), time_ns, kind)
+    for number in sorted(changes.directories & {*changes.placed, *changes.described}):
+        change = _of_directory(opened, changes, number)
+        if change is not None:
+            found[change.path] = change
+    new = {version.version for version in changes.versions}
     for number in sorted(changes.files):
         file = opened.tables.file(number)
-        if file is None or not file.heads:
+        if file is not None and file.heads and file.alive:
+            for name in opened.tables.names_of(number):
+                for change in _of_name(opened, changes, name, new) if name.alive else ():
+                    found[change.path] = change
+    return sorted(found.values(), key=lambda change: change.path)
+
+
+def _of_directory(opened: Opened, changes: Changes, number: int) -> Change | None:
+    """Return what happened to a directory itself, not to what is in it."""
+    row, path = opened.tables.directory(number), directory_path(opened, number)
+    if row is None or not row.alive or path is None:
+        return None
+    change = _placed(opened, changes, row, (row.stamp, row.time_ns)) or _described(opened, changes, number)
+    item = directory_item(opened, row, path[-1] if path else b"")
+    return None if change is None else msgspec.structs.replace(change, path=path, item=item)
+
+
+def _of_name(opened: Opened, changes: Changes, name: NameRow, new: Collection[int]) -> list[Change]:
+    """Return what happened to one name of a file, and to the forks that are shown beside it."""
+    above = directory_path(opened, name.parent)
+    found: list[Change] = []
+    for one in around(opened, name.parent, name.name) if above is not None else ():
+        if one.row.id != name.id or one.head is None or above is None:
             continue
-        for path in paths(opened, number, dead=True):
-            if file.alive or path not in found:
-                found[path] = file_item(opened, path[-1], file, file.heads[0]) if file.alive else None
-    return [Change(path, item) for path, item in sorted(found.items())]
+        placed = None if one.fork else _placed(opened, changes, name, (name.stamp, name.time_ns))
+        saved = Change((), None, "saved", None, opened.node_of(one.head.author), one.head.time_ns)
+        change = saved if one.head.version in new else None
+        if placed is not None and (change is None or placed.what == "moved"):
+            change = placed
+        if change is None and not one.fork:
+            change = _described(opened, changes, name.file)
+        if change is not None:
+            item = item_of(opened, one)
+            found.append(msgspec.structs.replace(change, path=(*above, one.name), item=item))
+    return found
+
+
+def _placed(opened: Opened, changes: Changes, row: NameRow | DirectoryRow, by: tuple[bytes, int]) -> Change | None:
+    """Return that a name or a directory was put where it is, if it was: from elsewhere or from nowhere."""
+    if row.id not in changes.placed:
+        return None
+    was, who = changes.placed[row.id], opened.node_of(author_of(by[0]))
+    if was is None:
+        return Change((), None, "placed", None, who, by[1])
+    above = directory_path(opened, was[0], dead=True)
+    if was == (row.parent, row.name) or above is None:
+        return None
+    return Change((), None, "moved", (*above, was[1]), who, by[1])
+
+
+def _described(opened: Opened, changes: Changes, number: int) -> Change | None:
+    if number not in changes.described:
+        return None
+    stamp, time_ns = changes.described[number]
+    return Change((), None, "described", None, opened.node_of(author_of(stamp)), time_ns)
+
+
+def _last_path(opened: Opened, number: int) -> Path | None:
+    """Return the path that a name or a directory had when it was taken away; None if it is still there."""
+    row: NameRow | DirectoryRow | None = opened.tables.name(number) or opened.tables.directory(number)
+    if row is None or row.alive or not row.stamp:
+        return None
+    above = directory_path(opened, row.parent, dead=True)
+    return None if above is None else (*above, row.name)
 
 
 def conflicts(opened: Opened, limit: int) -> list[Conflict]:

@@ -20,6 +20,9 @@ from tbshare.volumes.rows import Children, DirectoryRow, FileRow, NameRow, Versi
 GENERATED: Final = b" (from "  # in every name that nobody gave
 NAME_BYTES_MAX: Final = 255
 NODE_BYTES_MAX: Final = 64
+_MADE: Final = re.compile(
+    rb" \(from .+?, \d{4}-\d\d-\d\d \d\d\.\d\d(?: \d+)?\)(?=(?:\.tar)?(?:\.[0-9A-Za-z_+-]{1,16})?\Z)"
+)  # what `_free_name` adds
 _NANOSECONDS: Final = 10**9
 _EXTENSION: Final = re.compile(rb"(?<=[^.])(?:\.tar)?\.[0-9A-Za-z_+-]{1,16}\Z")
 _DESKTOP: Final = b".DS_Store"  # of the Finder: where icons are; no one wants two
@@ -99,6 +102,11 @@ def resolve(children: Children, name: bytes, node_name: NodeName, *, sensitive: 
     key_of = bytes if sensitive else clash_key
     key = key_of(name)
     return next((item for item in items if key_of(item.name) == key), None)
+
+
+def given(name: bytes) -> bytes:
+    """Return the name that one which nobody gave was made from; any other as it is."""
+    return _MADE.sub(b"", name) or name
 
 
 def may_be_generated(name: bytes) -> bool:

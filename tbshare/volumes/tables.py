@@ -19,6 +19,7 @@ import msgspec
 from tbshare.errors import DiskFull, StoreUnusable
 from tbshare.volumes.entry import Entry, FileOp
 from tbshare.volumes.namespace import Namespace
+from tbshare.volumes.recent import Lately, Recent, Written
 from tbshare.volumes.rows import (
     NO_STAMP,
     Changes,
@@ -38,6 +39,7 @@ from tbshare.volumes.stored import (
     Load,
     directory_of,
     file_of,
+    insert_rows,
     name_of,
     version_of,
 )
@@ -75,6 +77,7 @@ class Tables:
         self.path = Path(path)
         self._write_lock = RLock()
         self._read_lock = RLock()
+        self._recent = Recent()
         self._writer = self._reader = self._connect(str(path))
         try:
             with self._translated():
@@ -166,11 +169,11 @@ class Tables:
             self._writer.execute("BEGIN IMMEDIATE")
             try:
                 try:
-                    space, changes = self._fold(entries, here, trusting=True)
+                    space, changes, written = self._fold(entries, here, trusting=True)
                 except sqlite3.IntegrityError:  # some version came again
                     self._writer.execute("ROLLBACK")
                     self._writer.execute("BEGIN IMMEDIATE")
-                    space, changes = self._fold(entries, here, trusting=False)
+                    space, changes, written = self._fold(entries, here, trusting=False)
                 self._set_facts(position, space, facts or {})
                 self._writer.execute("COMMIT")
             except BaseException:
@@ -179,29 +182,31 @@ class Tables:
                 raise
             self._position = position
             self._last_move, self._totals = space.last_move, space.totals()
+            self._recent.wrote(written)
         return changes
 
     def _fold(
         self, batch: Batch, here: Callable[[VersionRow], int] | None, *, trusting: bool
-    ) -> tuple[Namespace, Changes]:
-        load = Load(self._writer)
+    ) -> tuple[Namespace, Changes, Written]:
+        load = Load(self._writer, self._recent)
         space = Namespace(load, trusting=trusting)
         space.last_move, (space.files_alive, space.bytes_alive) = self._last_move, self._totals
         load.batch(space, batch)
         changes = space.fold(batch)
-        Flush(self._writer, load, space).all(changes, here, self._clock)
-        return space, changes
+        flush = Flush(self._writer, load, space)
+        flush.all(changes, here, self._clock)
+        return space, changes, flush.written
 
     def _set_facts(self, position: int, space: Namespace, facts: Mapping[str, bytes]) -> None:
-        ours = {
+        ours: dict[str, object] = {
             "position": position,
-            "last_move": space.last_move,
             "files": space.files_alive,
             "bytes": str(space.bytes_alive),  # of absurd sizes more than an integer of SQLite holds
-            "clock": self._clock,
         }
-        theirs = {_OWNERS + key: value for key, value in facts.items()}
-        self._writer.executemany("INSERT OR REPLACE INTO facts VALUES (?, ?)", (ours | theirs).items())
+        if space.last_move != self._last_move:
+            ours["last_move"] = space.last_move
+        rows = [*ours.items(), *[(_OWNERS + key, value) for key, value in facts.items()]]
+        insert_rows(self._writer, "INSERT OR REPLACE INTO facts", 2, rows)
 
     def fact(self, key: str) -> bytes:
         """Return what the owner noted with a batch; empty when nothing."""
@@ -257,25 +262,37 @@ class Tables:
         with self._translated():
             return decode(rows[0][0]) if rows else None
 
+    @staticmethod
+    def _recently(rows: Lately[int, bytes], number: int, decode: Callable[[bytes], Row]) -> Row | None:
+        raw = rows.get(number)
+        return None if raw is None else decode(raw)
+
     def children(self, directory: int) -> Children:
         """Return what lives in a directory, in the order of keys."""
         return self._children("parent = ? AND alive = 1", directory)
 
     def child(self, directory: int, key: bytes) -> Children:
         """Return what lives in a directory under names of this `clash_key`: one, or several that clash."""
-        rows = self._rows(  # one query: this is asked for each part of each path
-            "SELECT names.id, names.row, files.row FROM names JOIN files ON files.id = names.file"
-            " WHERE parent = ?1 AND alive = 1 AND key = ?2"
-            " UNION ALL SELECT id, row, x'' FROM directories WHERE parent = ?1 AND alive = 1 AND key = ?2",
-            directory,
-            key,
-        )
-        if len(rows) > 1:
-            rows.sort()
+        under, writes = (directory, key), self._recent.writes
+        recent = self._recent.child(under)
+        if recent is None:
+            rows = self._rows(  # one query: this is asked for each part of each path
+                "SELECT names.id, file, names.row, files.row FROM names JOIN files ON files.id = names.file"
+                " WHERE parent = ?1 AND alive = 1 AND key = ?2 UNION ALL"
+                " SELECT id, 0, row, x'' FROM directories WHERE parent = ?1 AND alive = 1 AND key = ?2",
+                directory,
+                key,
+            )
+            if len(rows) > 1:
+                rows.sort()
+            names = {(int(name), int(file)): (row, of_file) for name, file, row, of_file in rows if of_file}
+            directories = {int(number): row for number, _, row, of_file in rows if not of_file}
+            self._recent.note_child(under, names, directories, writes)
+            recent = list(names.values()), list(directories.values())
         with self._translated():
             return Children(
-                [(name_of(row), file_of(file)) for _, row, file in rows if file],
-                [directory_of(row) for _, row, file in rows if not file],
+                [(name_of(row), file_of(file)) for row, file in recent[0]],
+                [directory_of(row) for row in recent[1]],
             )
 
     def dead_children(self, directory: int, key: bytes | None = None) -> Children:
@@ -299,16 +316,31 @@ class Tables:
 
     def directory(self, directory: int) -> DirectoryRow | None:
         """Return the row of a directory, living or not; None when no op named it. The root always has one."""
-        row = self._one("SELECT row FROM directories WHERE id = ?", directory_of, directory)
+        row = self._recently(self._recent.directories, directory, directory_of)
+        row = row or self._one("SELECT row FROM directories WHERE id = ?", directory_of, directory)
         return DirectoryRow(0, alive=True) if row is None and not directory else row
 
     def file(self, file: int) -> FileRow | None:
         """Return the row of a file; None when no op named it."""
-        return self._one("SELECT row FROM files WHERE id = ?", file_of, file)
+        row = self._recently(self._recent.files, file, file_of)
+        return row or self._one("SELECT row FROM files WHERE id = ?", file_of, file)
 
     def name(self, name: int) -> NameRow | None:
         """Return the row of a name, living or not; None when no op named it."""
-        return self._one("SELECT row FROM names WHERE id = ?", name_of, name)
+        row = self._recently(self._recent.names, name, name_of)
+        return row or self._one("SELECT row FROM names WHERE id = ?", name_of, name)
+
+    def depth_below(self, directory: int, most: int) -> int:
+        """Return how many names the longest path in a directory has, without looking further down than `most`."""
+        rows = self._rows(
+            "WITH RECURSIVE below(id, depth) AS (SELECT ?1, 0 UNION ALL"
+            " SELECT directories.id, depth + 1 FROM below JOIN directories ON directories.parent = below.id"
+            " WHERE alive = 1 AND depth < ?2)"
+            " SELECT max(depth + EXISTS (SELECT 1 FROM names WHERE parent = below.id AND alive = 1)) FROM below",
+            directory,
+            most,
+        )
+        return int(rows[0][0])
 
     def names_of(self, file: int) -> list[NameRow]:
         """Return the names of a file, living or not, the oldest first."""

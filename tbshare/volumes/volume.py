@@ -24,6 +24,7 @@ from tbshare.errors import (
     PathIsDirectory,
     PathMissing,
     PathNotDirectory,
+    TooManyAtOnce,
 )
 from tbshare.volumes import expiry, moving, past, seeing
 from tbshare.volumes.bundle import FINDER_INFO, is_package
@@ -172,17 +173,20 @@ class Handle:
         with self._looking(target) as looked:
             return self._save(looked.found[0], content, base, attributes)
 
-    def put_many(self, puts: Sequence[Put]) -> builtins.list[Saved]:
+    def put_many(self, puts: Sequence[Put], *, together: bool = False) -> builtins.list[Saved]:
         """Put many things in at once, with the directories above them that are missing, as one entry if they fit.
 
         Where a file is already, it gets a version, unless its content is the same; attributes are set. What is
-        in a bundle gives no `Saved`: it is saved with the bundle.
+        in a bundle gives no `Saved`: it is saved with the bundle. With `together` what does not fit in one entry
+        is TooManyAtOnce, and nothing is put in.
         """
+        if together and len(puts) > PUTS_AT_ONCE:
+            raise TooManyAtOnce(f"{len(puts)} files at once; at most {PUTS_AT_ONCE} are saved together")
         saved: builtins.list[Saved] = []
         for start in range(0, len(puts), PUTS_AT_ONCE):
             part = puts[start : start + PUTS_AT_ONCE]
             with self._opened.settled(partial(_look_above, self._opened, [put.path for put in part])):
-                saved += self._fill(part)
+                saved += self._fill(part, together=together)
         return saved
 
     def link(self, source: Path, path: Path, *, into: "Handle | None" = None) -> Item:
@@ -368,12 +372,12 @@ class Handle:
         still = found.file is not None and found.file.id == file
         return seeing.saved(self._opened, file, version, entry, path if still else ())
 
-    def _fill(self, puts: Sequence[Put]) -> builtins.list[Saved]:
+    def _fill(self, puts: Sequence[Put], *, together: bool = False) -> builtins.list[Saved]:
         writing = Writing(self._opened, self._epochs)
         filling = Filling(self._opened, writing)
         files = [(put.path, filling.put(put)) for put in puts]
         filling.finish()
-        entry = writing.commit()
+        entry = writing.commit(together=together)
         versions = writing.versions
         return [
             seeing.saved(self._opened, file, versions.get(file, 0), entry, path) for path, file in files if file

@@ -31,14 +31,14 @@ Subscriber = Callable[[int, Changes], None]  # (volume id, what the fold changed
 Arrived = Sequence[tuple[int, Entry]]
 
 TOUCHED_MAX: Final = 1000
+PUT_BACK: Final = "log.db is older than what was made of it, as if it had been put back"
 IDLE_ENTRIES: Final = 1024  # of others, after which a volume's position is written down
 
 
 class _Judged(msgspec.Struct, frozen=True, array_like=True):
-    """By what the entries folded so far were judged: `State.rules` of these authors, up to this stamp."""
+    """By what the entries folded so far were judged: `State.rules` of these authors, each up to its stamp."""
 
-    stamp: bytes = b""
-    authors: tuple[bytes, ...] = ()  # in order
+    authors: tuple[tuple[bytes, bytes], ...] = ()  # in order, each with the highest stamp it gave
     rules: bytes = b""
     last: bytes = b""  # hash of the entry at `position`
 
@@ -163,6 +163,24 @@ class Volumes:
                 self._take(kept, arrived)
         self.catch_up()
 
+    def require_all(self) -> None:
+        """Raise StoreUnusable when something that was saved may be known neither to the log nor to the tables.
+
+        Whoever gives up bytes that nothing names, or says what is only here, asks this first.
+        """
+        if self._log.damaged:
+            raise StoreUnusable(
+                f"{self._log.damaged}; until it is mended nobody knows what is only here",
+                cure="tbshare verify --repair",
+            )
+        self.catch_up()
+        for kept in list(self._kept.values()):
+            if kept.opened.damage:
+                raise StoreUnusable(
+                    f"{kept.opened.volume.name}: {kept.opened.damage}; until then nobody knows what is only here",
+                    cure="tbshare du",
+                )
+
     def tick(self) -> None:
         """Let the clocks by which versions grow old go on, and keep how far they are."""
         for kept in list(self._kept.values()):
@@ -187,8 +205,11 @@ class Volumes:
         self._kept = kept
         for one in kept.values():
             judged, number = one.judged, one.opened.id
-            judges_anew = judged.authors and state.rules(number, judged.stamp, judged.authors) != judged.rules
-            if judges_anew or (one.position and self._log.hash_at(one.position) != judged.last):
+            judges_anew = judged.authors and state.rules(number, dict(judged.authors)) != judged.rules
+            is_other_log = one.position and self._log.hash_at(one.position) != judged.last
+            if is_other_log and not self._log.damaged:
+                self._log.note_lost(PUT_BACK)
+            if judges_anew or is_other_log:
                 self._make_anew(one)
 
     def _kept_by(self, volume: int) -> _Kept:
@@ -239,7 +260,7 @@ class Volumes:
         self._retired.append(old)  # somebody may be reading it; the file goes when they are done
         if self._shared.folder is not None:
             _remove(old.path)
-        self._tell(kept, Changes(directories={ROOT}))
+        self._tell(kept, Changes(directories={ROOT}, anew=True))
 
     def _take(self, kept: _Kept, arrived: Arrived, *, flush: bool = False) -> None:
         """Fold those of these entries that come next for a volume."""
@@ -247,20 +268,19 @@ class Volumes:
         if not news:
             return
         batch: list[tuple[Entry, Ops]] = []
-        authors, stamp = set(kept.judged.authors), kept.judged.stamp
+        authors = dict(kept.judged.authors)
         for _, entry in news:
             ops = ops_for(kept.opened.id, entry)
             if not ops:
                 continue
-            authors.add(entry.node)
-            stamp = max(stamp, entry.stamp())
+            authors[entry.node] = max(authors.get(entry.node, b""), entry.stamp())
             if counted(self._shared.state, kept.opened.id, entry):
                 batch.append((entry, ops))
         position, last = news[-1][0], news[-1][1].hash
-        rules, ordered = kept.judged.rules, tuple(sorted(authors))
-        if stamp != kept.judged.stamp or ordered != kept.judged.authors:
-            rules = self._shared.state.rules(kept.opened.id, stamp, ordered)
-        judged = _Judged(stamp, ordered, rules, last)
+        rules, ordered = kept.judged.rules, tuple(sorted(authors.items()))
+        if ordered != kept.judged.authors:
+            rules = self._shared.state.rules(kept.opened.id, authors)
+        judged = _Judged(ordered, rules, last)
         if batch or flush or position - kept.tables.position >= IDLE_ENTRIES:
             self._write(kept, batch, position, judged)
         else:

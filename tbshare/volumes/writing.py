@@ -12,7 +12,7 @@ import msgspec
 
 from tbshare.content import tree
 from tbshare.content.tree import DEPTH_MAX, Tree
-from tbshare.errors import NameTooLong, XattrsTooLarge
+from tbshare.errors import NameTooLong, TooManyAtOnce, XattrsTooLarge
 from tbshare.volumes.bundle import Draft, is_bundle_name
 from tbshare.volumes.entry import (
     HEADS_SEEN_MAX,
@@ -65,15 +65,17 @@ class Writing:
     def __bool__(self) -> bool:
         return bool(self.ops or self.last or self._drafts)
 
-    def commit(self) -> bytes:
+    def commit(self, *, together: bool = False) -> bytes:
         """Commit everything, durably; return the hash of the last entry, b"" when there is nothing to commit.
 
-        QuotaExceeded and VolumeReadOnly before anything is written.
+        QuotaExceeded, VolumeReadOnly, and with `together` TooManyAtOnce, before anything is written.
         """
         self._finish_drafts()
-        ops = [*self.ops, *self.last]
+        parts = parts_of([*self.ops, *self.last])
+        if together and len(parts) > 1:
+            raise TooManyAtOnce(f"{len(self.ops)} changes do not fit into one entry of the log")
         with self.opened.room_for(self._more_bytes):
-            entries = [self.opened.append(part) for part in parts_of(ops)]
+            entries = [self.opened.append(part) for part in parts]
         return entries[-1].hash if entries else b""
 
     def _finish_drafts(self) -> None:

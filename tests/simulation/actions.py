@@ -3,10 +3,10 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from random import Random
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from tbshare.content.block import BLOCK_BYTES
-from tbshare.volumes.entry import VolumeCreate, VolumeSet
+from tbshare.volumes.entry import Mode, Role, RoleSet, VolumeCreate, VolumeSet
 from tbshare.volumes.item import Attributes, Content, Item, Path, Saved
 from tbshare.volumes.volume import Handle
 from tests.simulation.machine import Process
@@ -16,9 +16,11 @@ from tests.simulation.script import WEIGHTS, Action
 NAMES = (b"a", b"A", b"b.txt", b"film.mov", "é".encode(), "e\u0301".encode(), b"c", b"d.wav", b".DS_Store")
 DIRECTORIES = (b"x", b"X", b"y", b"z", b"w")
 BUNDLES = (b"Cut.fcpbundle", b"Mix.logicx")
+ENDINGS = (b".fcpbundle", b".logicx")
 INSIDE = (b"one", b"two", b"three")
 VOLUMES = ("media", "more", "other")
 DEPTH_MAX = 6
+ROLES: tuple[Role | Literal["none", ""], ...] = ("read", "write", "", "none", "write", "admin", "publish")
 
 T = TypeVar("T")
 
@@ -52,6 +54,10 @@ def shown_by(handle: Handle, below: Path = ()) -> Shown:
 
 def _one_of(things: Sequence[T], number: int) -> T | None:
     return things[number % len(things)] if things else None
+
+
+def _in_bundle(path: Path) -> bool:
+    return any(part.endswith(ENDINGS) for part in path[:-1])
 
 
 class User:
@@ -97,6 +103,8 @@ class User:
         return (*directory[:DEPTH_MAX], names[number % len(names)]) if len(directory) < DEPTH_MAX else (names[0],)
 
     def _saved(self, saved: Saved, content: bytes) -> None:
+        if _in_bundle(saved.path):
+            content = b""  # a version of the bundle was made
         self._record.acknowledged.append(
             Acknowledged(
                 self._handle.id,
@@ -277,8 +285,11 @@ class User:
         lines = self._handle.history(path)
         line = _one_of(lines, self._action.two)
         if line:
+            store = self._process.store
+            if not store.whole(line.content):  # the user is told so, and does it all the same
+                self._record.unread |= store.below([line.content])
             for saved in self._handle.restore(path, version=line.version):
-                self._saved(saved, line.content)
+                self._saved(saved, b"" if _in_bundle(path) else line.content)
             for bundle, item in self._shown().bundles:  # what was restored may be inside of one
                 self._record.bundles.setdefault(item.content, state_of(self._handle, bundle))
 
@@ -299,16 +310,66 @@ class User:
         else:
             self._handle.snapshot_create(name)
 
+    def compact(self) -> None:
+        """Pack what every member has of the logs."""
+        self._process.log.compact(newest_kept=1 + self._action.one % 8)
+
+    def give_up(self) -> None:
+        """Let old versions go, as on a small disk; what is shown, also in snapshots, is as whole as before."""
+        before = self._whole_and_shown()
+        self._record.given_up |= self._process.give_up(1 << 12 + self._action.one % 16)
+        gone = [place for place, item in before.items() if not self._process.store.whole(item.content)]
+        assert not gone, f"bytes went of what is shown: {gone}"
+
+    def _whole_and_shown(self) -> dict[tuple[int, str, Path], Item]:
+        found: dict[tuple[int, str, Path], Item] = {}
+        for handle in self._process.handles():
+            states = {"": handle} | {name: handle.as_of(name) for name in self._snapshots(handle)}
+            for name, state in states.items():
+                shown = shown_by(state)
+                for path, item in (*shown.files, *shown.bundles):
+                    if item.kind != "link" and self._process.store.whole(item.content):
+                        found[handle.id, name, path] = item
+        return found
+
+    def _snapshots(self, handle: Handle) -> list[str]:
+        return [snapshot.name for snapshot in handle.snapshots()]
+
     # ---- volumes --------------------------------------------------------------------------------------
 
     def volume_create(self) -> None:
         name = VOLUMES[self._action.one % len(VOLUMES)]
         case = "sensitive" if self._action.two % 3 == 0 else "insensitive"
-        self._process.log.append([VolumeCreate(name=name, mode="media", options={"case": case})])
+        mode: Mode = "owner" if self._action.two % 2 else "media"
+        self._process.log.append([VolumeCreate(name=name, mode=mode, options={"case": case})])
 
     def volume_set(self) -> None:
         options: dict[str, str | int | bool] = {"history_days": 1 + self._action.one % 50}
         self._process.log.append([VolumeSet(volume=self._handle.id, options=options)])
+
+    def role_set(self) -> None:
+        """Give a node a role, or take it away: it may be on the other side of a cut."""
+        role = _one_of(ROLES, self._action.one)
+        assert role is not None
+        node = self._administered(self._action.two // 8)
+        if node:
+            self._process.log.append([RoleSet(volume=self._handle.id, node=node, role=role)])
+
+    def owner_set(self) -> None:
+        """Make another node the one that writes."""
+        volumes = self._process.log.state().volumes_by_id
+        owned = [handle for handle in self._process.handles() if volumes[handle.id].mode == "owner"]
+        self._handle = _one_of(owned, self._action.one) or self._handle
+        node = self._administered(self._action.two)
+        if node:
+            self._process.log.append([VolumeSet(volume=self._handle.id, options={"owner": node.hex()})])
+
+    def _administered(self, number: int) -> bytes | None:
+        """Return one of the members; None when this one may not say what they may do."""
+        state = self._process.log.state()
+        if not state.administers(self._process.key, self._handle.id):
+            return None
+        return _one_of(sorted(state.members), number)
 
     def volume_remove(self) -> None:
         """Remove a volume, never the first; undone a while later by another."""

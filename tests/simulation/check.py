@@ -1,7 +1,7 @@
 """What must be so when all is mended: equal folds, nothing acknowledged lost, no bytes that nobody wrote."""
 
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from random import Random
 from typing import TypeVar
 
@@ -30,6 +30,7 @@ TABLES = {
 }
 Dump = dict[str, list[tuple[object, ...]]]
 Entries = dict[bytes, Entry]  # by hash
+Found = set[tuple[int, int | bytes]]
 Row = TypeVar("Row")
 
 
@@ -53,16 +54,23 @@ class Check:
         for number, handle in enumerate(self._nodes[0].handles()):
             self._listing(number, handle)
             self._bundles(handle)
-        self._acknowledged()
+        wanted = self._acknowledged()
+        self._kept(wanted)
         self._bytes()
 
     def _those_that_talk(self) -> tuple[list[int], Entries, State]:
         """Return the machines of the members, what they know together, and what it means.
 
-        Who is a member follows from what the members know: a removed node's disk is not asked.
+        Who is a member follows from what the members know: a removed node's disk is not asked. Two that removed
+        each other do not talk, nor do those they told of it: of such parts, which people have to bring together,
+        one is looked at.
         """
+        chosen, entries, state = self._members_among(list(range(len(self._machines))))
+        talking = self._that_trust(chosen)
+        return (chosen, entries, state) if set(chosen) <= set(talking) else self._members_among(talking)
+
+    def _members_among(self, chosen: list[int]) -> tuple[list[int], Entries, State]:
         (root,) = {_running(machine).log.cluster for machine in self._machines} - {b""}
-        chosen = list(range(len(self._machines)))
         while True:
             entries = {known: entry for index in chosen for known, entry in self._on_disks[index].items()}
             state = fold(entries.values(), root)
@@ -75,6 +83,21 @@ class Check:
                 return chosen, entries, state
             chosen = members
             assert chosen, "nobody is a member"
+
+    def _that_trust(self, chosen: list[int]) -> list[int]:
+        """Return the machines that most of those chosen reach over others that trust each other."""
+        found: list[list[int]] = []
+        for first in chosen:
+            group = [first]
+            for index in group:
+                others = range(len(self._machines))
+                group += [one for one in others if one not in group and self._trusts_both_ways(index, one)]
+            found.append(sorted(group))
+        return max(found, key=lambda group: len(set(group) & set(chosen)))
+
+    def _trusts_both_ways(self, one: int, other: int) -> bool:
+        first, second = _running(self._machines[one]), _running(self._machines[other])
+        return first.trusts(second.key) and second.trusts(first.key)
 
     # ---- folds ----------------------------------------------------------------------------------------
 
@@ -113,7 +136,7 @@ class Check:
 
     # ---- what was acknowledged ------------------------------------------------------------------------
 
-    def _acknowledged(self) -> None:
+    def _acknowledged(self) -> list[Acknowledged]:
         """Each acknowledged version is under a name that is shown, or in the history of where its file is or was.
 
         Not looked for are versions that a node saved after others had removed it: those count for nothing. Nor
@@ -132,18 +155,20 @@ class Check:
             for volume, of_volume in by_volume.items():
                 if volume not in gone:
                     self._reachable(node, volume, of_volume)
+        return wanted
 
     def _to_be_found(self) -> list[Acknowledged]:
         everywhere = {known: entry for disk in self._on_disks for known, entry in disk.items()}
-        saved_in = {
-            (op.file, op.version): entry
-            for entry in everywhere.values()
-            for op in entry.ops
-            if isinstance(op, Save)
-        }
+        saved_in: dict[tuple[int, int | bytes], Entry] = {}  # by content too: an id may be given twice
+        for known in sorted(everywhere.values(), key=lambda entry: entry.hash in self._entries):
+            for op in known.ops:
+                if isinstance(op, Save):
+                    saved_in[op.file, op.version] = saved_in[op.file, op.content] = known
+                    saved_in[op.file, op.version.to_bytes(8, "big") + op.content] = known
         wanted: list[Acknowledged] = []
         for saved in self._record.acknowledged:
-            entry = saved_in.get((saved.file, saved.version))
+            exactly = saved.file, saved.version.to_bytes(8, "big") + saved.content
+            entry = saved_in.get(exactly) or saved_in.get(sought(saved))
             if entry is None:
                 assert (saved.file, saved.version) in self._record.excused, f"no disk has it: {saved}"
                 continue
@@ -160,21 +185,49 @@ class Check:
     def _reachable(self, node: Process, volume: int, wanted: Iterable[Acknowledged]) -> None:
         handle, tables = node.volumes.open_id(volume), node.volumes.tables(volume)
         shown = shown_by(handle)
-        found = {(item.file, item.version) for _, item in (*shown.files, *shown.bundles)}
+        found: Found = {(item.file, item.content) for _, item in (*shown.files, *shown.bundles)}
+        found |= {(item.file, item.version) for _, item in shown.bundles}
+        places = {item.id: [path] for path, item in shown.directories}
         asked: set[Path] = set()
         for saved in wanted:
             paths = [*handle.paths(saved.file), saved.path, *sorted(self._record.paths.get(saved.file, ()))]
             paths += [path for path in last_paths(tables, saved.file) if path not in paths]
+            names = tables.names_of(saved.file)  # hidden behind a twin, in a directory that has another name
+            paths += [(*above, row.name) for row in names for above in handle.paths(row.parent)]
+            for row in tables.names_of(saved.file):  # also what is never shown, of two .DS_Store in a place
+                paths += [(*path, row.name) for path in places.get(row.parent, ())]
             for path in paths:
-                if (saved.file, saved.version) in found:
+                if sought(saved) in found:
                     break
                 if path not in asked:
                     asked.add(path)
                     try:
-                        found |= {(line.file, line.version) for line in handle.history(path)}
+                        lines = handle.history(path)
+                        found |= {(line.file, line.content) for line in lines}
+                        found |= {(line.file, line.version) for line in lines}
                     except FileError:
                         continue  # nothing ever was there, as far as this node knows
-            assert (saved.file, saved.version) in found, f"neither shown nor in a history: {saved}"
+            assert sought(saved) in found, f"neither shown nor in a history: {saved}"
+
+    def _kept(self, wanted: Iterable[Acknowledged]) -> None:
+        """The bytes of each acknowledged version are on some disk, but for those past the history to keep."""
+        lost = self._record.lost | self._record.links
+        given_up = lost | self._record.given_up
+        for saved in wanted:
+            if saved.content:
+                assert not self._nowhere(saved.content, given_up), f"its bytes are gone: {saved}"
+        for handle in self._nodes[0].handles():
+            shown = shown_by(handle)
+            for path, item in (*shown.files, *shown.bundles):
+                gone = self._nowhere(item.content, lost | self._record.unread)
+                assert not gone, f"bytes of what is shown are gone: {path}"
+
+    def _nowhere(self, content: bytes, excused: Set[bytes]) -> set[bytes]:
+        """Return what of this is on no disk; a removed node may have the only copy."""
+        missing = {content} - excused
+        for machine in 3 * self._machines:  # a bundle in parts: directories in it are known one by one
+            missing = missing and set(_running(machine).store.missing(missing)) - excused
+        return missing
 
     # ---- bytes ----------------------------------------------------------------------------------------
 
@@ -198,6 +251,11 @@ class Check:
                     assert tokens is not None, f"{path} has bytes that nobody wrote"
                     if any(other.store.whole(item.content) for other in self._nodes):
                         assert node.store.read(item.content) == tokens, f"{path} is not what was written"
+
+
+def sought(saved: Acknowledged) -> tuple[int, int | bytes]:
+    """Return what must be found of a save: its bytes; what is saved inside of a bundle is a version of that."""
+    return saved.file, saved.content or saved.version
 
 
 def _running(machine: Machine) -> Process:

@@ -17,7 +17,7 @@ from pathlib import Path
 from random import Random
 
 from tbshare.errors import TbshareError
-from tbshare.volumes.entry import Save, VolumeCreate
+from tbshare.volumes.entry import Role, Save, VolumeCreate
 from tests.simulation.actions import ACTIONS, User
 from tests.simulation.check import Check
 from tests.simulation.clock import YEAR_SECONDS, World
@@ -28,6 +28,7 @@ from tests.simulation.record import Record
 from tests.simulation.script import GAPS_SECONDS, WEIGHTS, Action, Script, script_of, shortest
 
 MACHINES_MAX = 9
+SHARE_NO_ADMINS = 0.4
 MEMORY = Path("/dev/shm")
 
 
@@ -79,7 +80,7 @@ class Cluster:
         first.log.append([VolumeCreate(name="media", mode="media")])
         first.changed()
         for machine in self.machines[1:]:
-            self._admit(self.machines[0], machine)
+            self._admit(self.machines[0], machine, "write" if self.random.random() < SHARE_NO_ADMINS else "admin")
         for index in range(1, self.script.nodes):
             self.network.set_cable(self.random.randrange(index), index, True, True)
         for pair in self.network.pairs(self.script.nodes):
@@ -99,11 +100,11 @@ class Cluster:
         assert machine.running is not None
         return machine.running
 
-    def _admit(self, member: Machine, newcomer: Machine) -> None:
+    def _admit(self, member: Machine, newcomer: Machine, role: Role) -> None:
         """Pair a machine with a member."""
         inside, outside = self._process(member), self._process(newcomer)
         identity = newcomer.identity
-        inside.log.add_member(identity.certificate, newcomer.name)
+        inside.log.add_member(identity.certificate, newcomer.name, role)
         outside.log.join(inside.log.cluster, certificate=member.identity.certificate, name=member.name)
         inside.changed()
         outside.changed()
@@ -186,9 +187,10 @@ class Cluster:
         if not machine.backups:
             return
         machine.stop(self.network, cut=True)
-        before = machine.entries()
+        before, objects = machine.entries(), machine.objects.records.keys()
         backup = machine.backups[action.one % len(machine.backups)]
         machine.restore(backup, log_only=action.two % 3 == 0)
+        self.record.lost |= objects - machine.objects.records.keys()
         lost = before.keys() - machine.entries().keys()
         for other in self.machines:
             if lost and other is not machine:
@@ -217,14 +219,14 @@ class Cluster:
     def clock_rate(self, machine: Machine, action: Action) -> None:
         machine.clock.run_at((10.0, 1.0, 0.1)[action.one % 3])
 
-    def join(self, machine: Machine, _: Action) -> None:
-        if len(self.machines) >= MACHINES_MAX or machine.running is None or not machine.running.log.cluster:
+    def join(self, machine: Machine, action: Action) -> None:
+        if len(self.machines) >= MACHINES_MAX or machine.running is None or not _is_admin(machine.running):
             return
         newcomer = self._new_machine(identity_of(len(self.machines)))
         newcomer.start(self.network)
         self.network.set_cable(machine.index, newcomer.index, True, True)
         try:
-            self._admit(machine, newcomer)
+            self._admit(machine, newcomer, "write" if action.two % 3 == 0 else "admin")
         except PowerCut:
             machine.stop(self.network, cut=True)
 
@@ -266,7 +268,7 @@ class Cluster:
                 member, stranger = self._process(other), self._process(machine)
                 known = member.log.state()
                 is_known = {*known.members, *known.removed_members}
-                if member.key in known.members and stranger.key not in is_known and stranger.trusts(member.key):
+                if _is_admin(member) and stranger.key not in is_known and stranger.trusts(member.key):
                     strangers[stranger.key] = member, machine
         for member, machine in strangers.values():
             member.log.add_member(machine.identity.certificate, machine.name)
@@ -279,6 +281,11 @@ class Cluster:
         for machine in self.machines:
             twins.setdefault(machine.identity.node, []).append(machine.index)
         return 2 * [set(turn) for turn in itertools.product(*twins.values())]
+
+
+def _is_admin(process: Process) -> bool:
+    member = process.log.state().members.get(process.key)
+    return member is not None and member.role == "admin"
 
 
 FAULTS: dict[str, Callable[[Cluster, Machine, Action], None]] = {

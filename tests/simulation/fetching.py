@@ -84,6 +84,11 @@ class Fetching:
                 self._tell(peer, Lacks(new))
             self._ask()
 
+    @property
+    def arriving(self) -> set[bytes]:
+        """What is on its way."""
+        return self._lacks.keys() | self._syncing
+
     def joined(self, peer: bytes) -> None:
         """A peer is connected."""
         self._sources[peer] = Source()

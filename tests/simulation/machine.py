@@ -207,6 +207,31 @@ class Process:
         except PowerCut:
             self.machine.stop(self._network, cut=True)
 
+    def give_up(self, disk_bytes: int) -> set[bytes]:
+        """Do what the daemon does each hour: let old versions go, and collect what nothing needs.
+
+        Returns the contents of the versions that went.
+        """
+        gone: set[bytes] = set()
+        self.volumes.require_all()
+        if self.log.lost:
+            return gone
+        live = self.fetching.arriving
+        for handle in self.handles():
+            tables = self.volumes.tables(handle.id)
+            for file, version in handle.expire(disk_bytes):
+                row = tables.version(file, version)
+                assert row is not None
+                gone |= self.store.below([row.content])
+        for (
+            volume
+        ) in self.log.state().volumes_by_id.values():  # also of those that are removed: that can be undone
+            if volume.mode != "models":
+                kept = self.volumes.tables(volume.id).all_versions(Here.WANTED, Here.HERE)
+                live |= {row.content for row in kept if row.contents != "link"}
+        self.store.collect(self.store.below(live))
+        return gone
+
     # ---- the cluster ----------------------------------------------------------------------------------
 
     def trusts(self, node: bytes) -> bool:

@@ -31,6 +31,11 @@ class Record:
     bundles: dict[bytes, BundleState] = field(default_factory=dict[bytes, BundleState])  # by tree
     bundle_interrupted: bool = False  # a power cut during an edit of a bundle: its tree may be there unrecorded
     excused: set[tuple[int, int]] = field(default_factory=set[tuple[int, int]])  # were only on a disk put back
+    given_up: set[bytes] = field(default_factory=set[bytes])  # contents of versions some node keeps no more
+    unread: set[bytes] = field(default_factory=set[bytes])  # restored where their bytes were not
+    lost: set[bytes] = field(
+        default_factory=set[bytes]
+    )  # objects that were on a disk when an older one was put back
     counts: dict[str, int] = field(default_factory=dict[str, int])
 
     def count(self, what: str) -> None:

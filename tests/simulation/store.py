@@ -5,7 +5,7 @@ ones. Blocks that arrive are synced a little later, and only then recorded in th
 keeps, tears or loses each of them. What to ask of whom is decided by the real `plan`.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -13,7 +13,7 @@ from random import Random
 from tbshare.content import bits
 from tbshare.content import manifest as manifests
 from tbshare.content import tree as trees
-from tbshare.content.block import BLOCK_BYTES, BlockId, named_hash
+from tbshare.content.block import BLOCK_BYTES, BlockId, ObjectId, named_hash
 from tbshare.content.manifest import Manifest
 from tbshare.content.tree import Tree
 from tbshare.errors import FormatInvalid, ObjectMissing
@@ -90,6 +90,9 @@ class Store:
             self.index.put_object(manifest, whole=whole, place="exact")
             if not whole:
                 self.index.set_present(manifest.id, present)
+        self._note_synced()
+
+    def _note_synced(self) -> None:
         wal = self._path.with_name("index.db-wal")
         self.objects.wal_bytes["index.db"] = wal.stat().st_size if wal.exists() else 0
 
@@ -191,6 +194,32 @@ class Store:
         if manifest is None or row is None or not row.whole:
             raise ObjectMissing("that object is not on this node")
         return [self.objects.blocks.get((object_id, number), b"") for number in range(manifest.block_count)]
+
+    def collect(self, live: Set[bytes]) -> None:
+        """Delete what is not among these objects and trees; the index forgets first."""
+        dead = [record_id for record_id in self.objects.records if record_id not in live]
+        with self.index.transaction(durable=True):
+            for record_id in dead:
+                self.index.remove_object(ObjectId(record_id))
+        self._note_synced()
+        for record_id in dead:
+            del self.objects.records[record_id]
+            self._manifests.pop(record_id, None)
+        for place in [place for place in self.objects.blocks if place[0] not in live]:
+            del self.objects.blocks[place]
+            self.objects.unsynced.discard(place)
+
+    def below(self, trees_of: Iterable[bytes]) -> set[bytes]:
+        """Return these trees and all that is below them, as far as it is known here."""
+        found: set[bytes] = set()
+        waiting = list(trees_of)
+        while waiting:
+            record_id = waiting.pop()
+            if record_id not in found:
+                found.add(record_id)
+                if record_id in self.objects.records and record_id not in self._manifests:
+                    waiting += [e.target for e in self.get(record_id).entries if e.kind is not trees.Kind.LINK]
+        return found
 
     def close(self) -> None:
         """Close the index."""

@@ -8,7 +8,7 @@ from tbshare.content.block import HASH_BYTES
 from tbshare.content.tree import Tree
 from tbshare.errors import ObjectMissing
 from tbshare.peers.identity import Identity
-from tbshare.volumes.entry import VolumeCreate
+from tbshare.volumes.entry import Role, VolumeCreate
 from tbshare.volumes.item import Content, Item, Path
 from tbshare.volumes.log import Log
 from tbshare.volumes.volume import Handle
@@ -115,7 +115,12 @@ class Cluster:
     """Nodes that were paired, with a volume `films`, and talk when they are told to."""
 
     def __init__(
-        self, home: FilePath, *names: str, mode: str = "media", options: Mapping[str, object] = {}
+        self,
+        home: FilePath,
+        *names: str,
+        mode: str = "media",
+        options: Mapping[str, object] = {},
+        roles: Mapping[str, Role] = {},
     ) -> None:
         self.home = home
         self.trees = Trees()
@@ -123,7 +128,7 @@ class Cluster:
         first, *others = self.nodes.values()
         first.log.create_cluster(first.name)
         for node in others:
-            first.log.add_member(node.identity.certificate, node.name)
+            first.log.add_member(node.identity.certificate, node.name, roles.get(node.name, "admin"))
             node.log.join(first.log.cluster, certificate=first.identity.certificate, name=first.name)
         first.log.append([VolumeCreate(name="films", mode=mode, options=dict(options))])  # type: ignore[arg-type]
         self.settle()

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from tbshare.volumes.entry import Describe, Entry, FileOp, Move, Place, Remove, Save
 from tbshare.volumes.ids import given_by, owner_of
-from tbshare.volumes.rows import Attributes, DirectoryRow, FileRow, MoveRow, NameRow, VersionRow
+from tbshare.volumes.rows import Attributes, DirectoryRow, FileRow, MoveRow, NameRow, VersionRow, version_again
 
 
 @dataclass(frozen=True)
@@ -66,15 +66,13 @@ def _versions(ordered: list[Told]) -> dict[tuple[int, int], VersionRow]:
                     rows.setdefault((op.id, version), row)
         if not isinstance(op, Save):
             continue
-        parents = set(op.parents) - {op.version}
-        first = rows.setdefault(
-            (op.file, op.version),
-            VersionRow(
-                op.file, op.version, (), op.contents or "file", op.content, op.size, op.mtime_ns, op.epoch,
-                told.stamp, told.time_ns,
-            ),
+        version, parents = op.version, tuple(sorted(set(op.parents) - {op.version}))
+        while (op.file, version) in rows:  # in the order of stamps: who comes later gets another id
+            version = version_again(version, told.stamp)
+        rows[op.file, version] = VersionRow(
+            op.file, version, parents, op.contents or "file", op.content, op.size, op.mtime_ns, op.epoch,
+            told.stamp, told.time_ns,
         )  # fmt: skip
-        first.parents = tuple(sorted(parents | set(first.parents)))
     return rows
 
 
@@ -122,8 +120,19 @@ def _files(
             weight=sum(sizes.values()) if heads and (standing or revived) else -1,
             waiting=tuple(sorted(parents - known)),
             attributes=_attributes(ordered, number, directory=False),
+            orderly=len(heads) > 1 and _is_orderly(heads, {row.version: row for row in mine}),
         )
     return rows
+
+
+def _is_orderly(heads: list[VersionRow], rows: dict[int, VersionRow]) -> bool:
+    left, seen = [head.version for head in heads], set[int]()
+    while left:
+        version = left.pop()
+        if version not in seen and version in rows:
+            seen.add(version)
+            left += rows[version].parents
+    return all(rows[one].stamp > rows[other].stamp for one in seen for other in rows[one].parents if other in rows)
 
 
 def _heads(rows: dict[int, VersionRow]) -> tuple[list[VersionRow], list[tuple[bytes, int]]]:

@@ -21,6 +21,7 @@ from tbshare.volumes.entry import (
     Describe,
     Entry,
     Genesis,
+    Heard,
     MemberAdd,
     MemberRemove,
     MemberRename,
@@ -115,6 +116,7 @@ ops: st.SearchStrategy[AnyOp] = st.one_of(
     ),
     st.builds(VolumeSet, volume=ids, options=options.filter(bool)),
     st.builds(RoleSet, volume=ids, node=hashes, role=st.sampled_from(["admin", "read", "none", ""])),
+    st.builds(Heard, entries=st.lists(hashes, min_size=1, max_size=3).map(tuple)),
     st.builds(
         SnapshotCreate,
         volume=ids,

@@ -1,17 +1,34 @@
 """What one entry, one node or one moment must not do to what others saved."""
 
+import shutil
 from collections.abc import Callable, Sequence
+from pathlib import Path as FilePath
 from random import Random
+from typing import Literal, cast
 
 import msgspec
 import pytest
 
 from tbshare.errors import QuotaExceeded, VolumeReadOnly
 from tbshare.volumes.asof import tables_of
-from tbshare.volumes.entry import Entry, MemberRemove, RoleSet, Until, VolumeCreate, VolumeSet, decode_op
+from tbshare.volumes.entry import (
+    Describe,
+    Entry,
+    Heard,
+    MemberRemove,
+    Place,
+    RoleSet,
+    Save,
+    Until,
+    VolumeCreate,
+    VolumeSet,
+    decode_op,
+)
 from tbshare.volumes.ids import RUN_BITS, Ids
+from tbshare.volumes.opened import Shared
 from tbshare.volumes.tables import Here, Tables
-from tests.volumes.cluster import Cluster, Node, content, parts
+from tests.volumes.cluster import Cluster, Node, content, parts, texts
+from tests.volumes.histories import VOLUME, Author
 
 
 def test_an_unknown_op_for_one_volume_makes_only_that_one_read_only(anna: Node) -> None:
@@ -270,3 +287,162 @@ def test_absurd_sizes_are_counted_and_stop_nobody(pair: Cluster) -> None:
     for name in [name for name in anna.names() if name != "mine"]:
         anna.volume.remove(parts(name))
     assert anna.volume.totals().size_bytes == len("one")
+
+
+# ---- who may write, and who heard of what -------------------------------------------------------------------
+
+
+def heard_by(node: Node) -> list[Heard]:
+    entries = [entry for _, entry in node.log.entries_after(0, 1 << 20) if entry.node == node.identity.node]
+    return [op for entry in entries for op in entry.ops if isinstance(op, Heard)]
+
+
+def test_what_comes_after_the_word_that_it_was_heard_is_void_for_all(pair: Cluster) -> None:
+    """A node that writes on, though its log says that it has heard, writes for itself."""
+    anna, bert = pair["anna"], pair["bert"]
+    bert.save("a", "one")
+    pair.settle()
+    taken = anna.log.append([RoleSet(volume=anna.volume.id, node=bert.identity.node, role="read")])
+    pair.settle()
+    assert [op.entries for op in heard_by(bert)] == [(taken.hash,)]
+    ids = Ids(bert.identity.node, Random(7))
+    file, volume = ids.new(), bert.volume.id
+    bert.log.append(
+        [
+            Save(volume=volume, file=file, version=ids.new(), content=b"x" * 32),
+            Place(volume=volume, id=ids.new(), place=ids.new(), file=file, name=b"b"),
+        ]
+    )
+    assert pair.agree() == {"a": "one"}
+
+
+def test_who_writes_on_and_does_not_say_that_it_heard_is_named(
+    pair: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    anna, bert = pair["anna"], pair["bert"]
+    volume = bert.volume.id
+    roles: list[Literal["read", ""]] = ["read", "", "read"]
+    for role in roles:
+        anna.log.append([RoleSet(volume=volume, node=bert.identity.node, role=role)])
+        bert.log.append([Describe(volume=volume, id=0, directory=True, mode=0o700)])  # on the other side of a cut
+        pair.settle()
+        hear(pair)
+        assert anna.log.unheeding() == bert.log.unheeding() == []
+    monkeypatch.setattr(bert.log, "_unheard", list)
+    anna.log.append([RoleSet(volume=volume, node=bert.identity.node, role="none")])
+    pair.settle()
+    bert.log.append([Describe(volume=volume, id=0, directory=True, mode=0o755)])
+    pair.settle()
+    hear(pair)
+    assert anna.log.unheeding() == [bert.identity.node]
+
+
+def test_two_owners_for_a_while(make_cluster: Callable[..., Cluster]) -> None:
+    trio = make_cluster("anna", "bert", "carl", mode="owner")
+    anna, bert, carl = trio.nodes.values()
+    volume = anna.volume.id
+    anna.save("a", "of anna")
+    trio.settle()
+    bert.log.append([VolumeSet(volume=volume, options={"owner": bert.identity.node.hex()})])
+    carl.log.append([VolumeSet(volume=volume, options={"owner": carl.identity.node.hex()})])
+    for node in (bert, carl):
+        node.save("a", f"of {node.name}")
+    for number in range(5):
+        anna.save("a", f"of anna {number}")
+    everything = trio.agree()
+    assert {"of bert", "of carl", "of anna 4"} == set(everything.values()), "three forks, and none is lost"
+    owner = next(node for node in (anna, bert, carl) if not node.volume.why_read_only)
+    assert owner in (bert, carl)
+    assert [len(heard_by(node)) for node in (anna, bert, carl)].count(0) == 1, "the owner had to hear of nothing"
+    owner.save("b", "later")
+    assert trio.agree()["b"] == "later"
+
+
+def test_a_restored_store_hears_of_it_again(pair: Cluster, tmp_path: FilePath) -> None:
+    anna, bert = pair["anna"], pair["bert"]
+    bert.save("a", "one")
+    pair.settle()
+    bert.close()
+    shutil.copytree(tmp_path, tmp_path.parent / "backup", ignore=shutil.ignore_patterns("anna*"))
+    bert.log = bert.open_log()
+    bert.open()
+    anna.log.append([RoleSet(volume=anna.volume.id, node=bert.identity.node, role="read")])
+    pair.settle()
+    bert.close()
+    for path in [*tmp_path.glob("bert.db*"), tmp_path / "bert.namespace"]:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    shutil.copytree(tmp_path.parent / "backup", tmp_path, dirs_exist_ok=True)
+    bert.log = bert.open_log()
+    bert.open()
+    bert.save("a", "two")
+    assert pair.agree() == {"a": "two"}, "it was acknowledged by who had forgotten"
+    with pytest.raises(VolumeReadOnly):
+        bert.save("a", "three")
+
+
+def test_what_a_node_without_say_built_on_a_removed_node_s_file_keeps_its_name(
+    make_cluster: Callable[..., Cluster],
+) -> None:
+    trio = make_cluster("anna", "bert", "carl", roles={"bert": "write"})
+    anna, bert, carl = trio.nodes.values()
+    carl.volume.mkdir(parts("d"))
+    carl.save("d/a", "one")
+    carl.log.append([VolumeCreate(name="sound", mode="media")])
+    trio.tell("carl", "bert")
+    bert.save("d/a", "two")
+    anna.log.remove_member(carl.identity.node)
+    trio.settle("anna", "bert")
+    carl.save("d/late", "x")
+    trio.settle()
+    assert anna.all() == bert.all() == {"d/": "", "d/a": "two"}
+    assert anna.log.state().volume_named("sound").name == "sound"
+    (said,) = heard_by(bert)
+    assert [at.node for at in said.until] == [carl.identity.node]
+
+
+# ---- a machine that was copied as it ran --------------------------------------------------------------------
+
+
+def test_a_machine_copied_as_it_runs_gives_ids_twice_and_nothing_is_lost(
+    pair: Cluster, tmp_path: FilePath
+) -> None:
+    anna, bert = pair["anna"], pair["bert"]
+    bert.save("a", "first")
+    pair.settle()
+    bert.close()
+    for path in tmp_path.glob("bert.*"):
+        copy = tmp_path / path.name.replace("bert", "twin")
+        shutil.copytree(path, copy) if path.is_dir() else shutil.copy(path, copy)
+    bert.log = bert.open_log()
+    bert.open()
+    twin = pair.nodes["twin"] = Node(pair, "twin")
+    twin.open()
+    running, copied = (cast("Shared", vars(node.volumes)["_shared"]).ids for node in (bert, twin))
+    running.new()
+    vars(copied).update({key: vars(running)[key] for key in ("_next", "_end")})
+    saves = {(node.save("a", f"of {node.name}"), node.item("a").content) for node in (bert, twin)}
+    assert len({version for version, _ in saves}) == 1, "one id for both"
+    for order in (("twin", "anna"), ("bert", "anna")):
+        pair.settle(*order)
+    assert sorted(pair.agree().values()) == ["of bert", "of twin"]
+    anna.volume.resolve(parts("a"), anna.item("a").version)
+    assert len(pair.agree()) == 1
+    assert set(texts(anna.volume.history(parts("a")))) == {"first", "of bert", "of twin"}
+
+
+def test_whose_content_an_id_has_is_found_anew_when_an_earlier_one_comes_late() -> None:
+    author = Author(1)
+    version = author.ids.new()
+    early, late = (
+        author.write(lamport, Save(volume=VOLUME, file=8, version=version, content=text * 32))
+        for lamport, text in ((5, b"x"), (9, b"y"))
+    )
+    tables = Tables.open(":memory:")
+    tables.fold([late], 1, lambda _row: Here.HERE)
+    tables.fold([early], 2)
+    row = tables.version(8, version)
+    assert row is not None
+    assert (row.content[:1], tables.here(8, version)) == (b"x", Here.WANTED), "these bytes are not here"
+    assert sorted(row.content[:1] for row in tables.wanted()) == [b"x", b"y"]
+    assert {row.content[:1] for row in tables.versions(8)} == {b"x", b"y"}
+    tables.close()

@@ -308,15 +308,24 @@ def test_an_id_that_another_node_would_have_given_makes_an_op_void() -> None:
     assert lab.paths() == []
 
 
-def test_a_version_id_that_is_given_twice_keeps_the_first_content_and_all_parents() -> None:
+def test_a_version_id_that_is_given_twice_is_two_versions() -> None:
+    """A virtual machine that was cloned as it ran gives ids twice."""
     lab = Cluster()
-    parents = [lab.save(lab.bert, 8, content) for content in (b"a", b"b")]
+    parents = [lab.save(lab.bert, 8, content) for content in (b"a", b"b", b"c")]
     version = lab.anna.ids.new()
-    for content, parent in zip((b"x", b"y"), parents, strict=True):
+    for content, parent in zip((b"x", b"y", b"z"), parents, strict=True):
         lab.write(lab.anna, Save(volume=VOLUME, file=8, version=version, content=content * 32, parents=(parent,)))
+    heads = lab.both_ways().files[8].heads
+    assert {(head.content[:1], head.parents) for head in heads} == {
+        (b"x", (parents[0],)), (b"y", (parents[1],)), (b"z", (parents[2],))
+    }  # fmt: skip
+    assert next(head.version for head in heads if head.content[:1] == b"x") == version, "the lowest stamp has it"
+    lab.write(
+        lab.bert, Save(volume=VOLUME, file=8, version=lab.bert.ids.new(), content=b"j" * 32,
+                       parents=tuple(head.version for head in heads)),
+    )  # fmt: skip
     (head,) = lab.both_ways().files[8].heads
-    assert head.content == b"x" * 32
-    assert head.parents == tuple(sorted(parents))
+    assert head.content == b"j" * 32
 
 
 def test_the_last_value_of_each_attribute_wins() -> None:

@@ -1,5 +1,6 @@
 import sqlite3
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from tbshare.errors import StoreUnusable
 from tbshare.volumes.entry import Describe, FileOp, Move, Place, Remove, Save
 from tbshare.volumes.rows import DirectoryRow, FileRow, NameRow, VersionRow
 from tbshare.volumes.shown import clash_key
+from tbshare.volumes.stored import Load
 from tbshare.volumes.tables import PART, Here, Tables
 from tests.volumes.histories import VOLUME, Author, Told, deliveries, histories
 from tests.volumes.reference_fold import Reference, reference
@@ -132,6 +134,33 @@ def test_a_version_that_comes_again_is_found_out_when_it_is_stored() -> None:
     tables = Tables.open(":memory:")
     tables.fold(told[:2], 1)
     assert [row.file for row in tables.fold([told[2], told[0]], 2).versions] == [7]
+    same(tables, reference(told))
+    tables.close()
+
+
+def test_a_save_in_a_fork_reads_no_more_than_the_heads(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    read = Load.versions_of
+
+    def heard(self: Load, file: int) -> Iterator[VersionRow]:
+        asked.append(file)
+        return read(self, file)
+
+    monkeypatch.setattr(Load, "versions_of", heard)
+    anna, bert = Author(1), Author(2)
+    first = save(anna, 8)
+    ends = [save(anna, 8, first.version), save(bert, 8, first.version)]
+    told = [written(anna, first), written(anna, ends[0]), written(bert, ends[1])]
+    tables = Tables.open(":memory:")
+    for position, one in enumerate(told, 1):
+        tables.fold([one], position)
+    assert asked == [8]
+    for _ in range(20):
+        for side, author in enumerate((anna, bert)):
+            ends[side] = save(author, 8, ends[side].version)
+            told.append(written(author, ends[side]))
+            tables.fold([told[-1]], len(told))
+    assert asked == [8]
     same(tables, reference(told))
     tables.close()
 

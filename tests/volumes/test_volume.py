@@ -6,6 +6,7 @@ from collections.abc import Callable
 import pytest
 
 from tbshare.content.block import HASH_BYTES
+from tbshare.content.tree import DEPTH_MAX
 from tbshare.errors import (
     DirectoryNotEmpty,
     MoveImpossible,
@@ -232,6 +233,24 @@ def test_large_attributes_are_objects_and_too_many_are_refused(anna: Node) -> No
     assert set(anna.item("f").xattrs) == {b"a"}
 
 
+def test_nothing_is_moved_deeper_than_a_path_can_lead(anna: Node) -> None:
+    volume, last = anna.volume, (b"d",) * (DEPTH_MAX - 2)
+    volume.mkdir((*last, b"e"), parents=True)
+    volume.save((*last, b"e", b"file"), content("x"))  # as deep as it goes
+    for path in ("x", "y", "z/z"):
+        volume.mkdir(parts(path), parents=True)
+    with pytest.raises(NameTooLong):
+        volume.rename((b"d",), (b"x", b"d"))
+    volume.remove((*last, b"e", b"file"))
+    volume.rename((b"d",), (b"x", b"d"))
+    assert volume.list((b"x", *last))[0].name == b"e"
+    with pytest.raises(NameTooLong):
+        volume.rename((b"x",), (b"y", b"x"))
+    with pytest.raises(NameTooLong):
+        volume.rename((b"x",), (b"z", b"z"), exchange=True)
+    volume.rename((b"x",), (b"y",))
+
+
 def test_copy_is_a_manifest_whatever_the_size(anna: Node) -> None:
     anna.volume.save(parts("a"), content("a", size=10**12), attributes=Attributes(mode=0o600))
     anna.volume.copy(parts("a"), parts("b"))
@@ -326,22 +345,36 @@ def test_changes_are_told_as_paths(pair: Cluster) -> None:
     told: list[Change] = []
     assert bert.volumes is not None
     bert.volumes.changes.append(lambda _, changes: told.extend(bert.volume.changed(changes)))
-    anna.volume.mkdir(parts("d"))
+
+    def news() -> list[tuple[str, str]]:
+        pair.settle()
+        heard = [(b"/".join(one.path), one.what, b"/".join(one.before or ()), one.author) for one in told]
+        told.clear()
+        assert {author for _, _, _, author in heard} == {anna.identity.node}
+        return [(path.decode(), f"{what} {was.decode()}".strip()) for path, what, was, _ in heard]
+
+    volume = anna.volume
+    volume.mkdir(parts("d"))
     anna.save("d/f", "x")
-    pair.settle()
-    assert {b"/".join(change.path): change.item is not None for change in told} == {
-        b"": True,
-        b"d": True,
-        b"d/f": True,
-    }
-    told.clear()
-    anna.volume.remove_tree(parts("d"))
-    pair.settle()
-    assert {b"/".join(change.path): change.item is not None for change in told} == {
-        b"": True,
-        b"d": False,
-        b"d/f": False,
-    }
+    assert news() == [("d", "placed"), ("d/f", "saved")]
+    for path in ("d", "d/f"):
+        volume.describe(parts(path), Attributes(mode=0o700))
+        assert news() == [(path, "described")]
+    volume.link(parts("d/f"), parts("g"))
+    assert news() == [("g", "placed")]
+    volume.remove(parts("g"))
+    assert news() == [("g", "removed")]
+    volume.rename(parts("d/f"), parts("f"))
+    assert news() == [("f", "moved d/f")]
+    volume.rename(parts("f"), parts("d/f"))
+    assert news() == [("d/f", "moved f")]
+    volume.rename(parts("d"), parts("e"))
+    assert news() == [("e", "moved d")]
+    anna.save("e/f", "y")
+    assert news() == [("e/f", "saved")]
+    volume.remove_tree(parts("e"))
+    assert news() == [("e", "removed"), ("e/f", "removed")]
+    assert not bert.volume.list(())
 
 
 def test_callers_of_one_node_get_what_a_local_disk_gives(anna: Node) -> None:

@@ -4,9 +4,10 @@ from collections.abc import Callable
 
 import pytest
 
+from tbshare.content.block import HASH_BYTES
 from tbshare.errors import PathExists, PathIsDirectory, PathMissing, VolumeReadOnly
 from tbshare.volumes.entry import VolumeSet
-from tbshare.volumes.item import Attributes
+from tbshare.volumes.item import Attributes, Large
 from tests.volumes.cluster import MINUTE_NS, START_NS, Cluster, Node, content, parts, texts
 
 DAY_SECONDS = 86_400.0
@@ -201,6 +202,42 @@ def test_what_was_deleted_is_given_up_in_its_time(anna: Node) -> None:
     assert anna.volume.expire(DISK_BYTES) == []
     anna.seconds += 2 * DAY_SECONDS
     assert len(anna.volume.expire(DISK_BYTES)) == 1
+
+
+def test_what_was_saved_under_a_name_nobody_gave_is_in_the_history_of_that_name(pair: Cluster) -> None:
+    anna, bert = pair["anna"], pair["bert"]
+    for node in (anna, bert):
+        node.volume.mkdir(parts("d"))
+        node.save("d/cut.tar.gz", node.name)
+    pair.settle()
+    (clash,) = [item.name.decode() for item in anna.volume.list(()) if b" (from " in item.name]
+    anna.save(f"{clash}/cut.tar.gz", "apart")
+    pair.settle()
+    anna.save(f"{clash}/cut.tar.gz", "hers")
+    bert.save(f"{clash}/cut.tar.gz", "his")
+    pair.settle()
+    names = [item.name.decode() for item in anna.volume.list(parts(clash))]
+    (fork,) = [name for name in names if " (from " in name]
+    anna.save(f"{clash}/{fork}", "in the fork")
+    for where in ("cut.tar.gz", fork):
+        anna.volume.remove(parts(f"{clash}/{where}"))
+    anna.volume.remove_tree(parts("d"))
+    assert {"in the fork", "hers", "his"} <= set(texts(anna.volume.history(parts(f"{clash}/{fork}"))))
+    with pytest.raises(PathMissing, match="other"):
+        anna.volume.history(parts("other (from anna, 2026-11-23 14.05).txt"))
+
+
+def test_an_attribute_that_is_an_object_stays_with_the_snapshot_that_shows_it(anna: Node) -> None:
+    anna.save("a", "one")
+    fork, later = (Large(bytes([letter]) * HASH_BYTES, 5000) for letter in b"fl")
+    anna.volume.describe(parts("a"), Attributes(xattrs={b"fork": fork, b"other": later}))
+    anna.volume.snapshot_create("kept")
+    anna.volume.describe(parts("a"), Attributes(xattrs={b"other": None}))
+    anna.volume.remove(parts("a"))
+    anna.seconds += 100 * DAY_SECONDS
+    assert anna.volume.expire(DISK_BYTES) == []
+    anna.volume.snapshot_remove("kept")
+    assert len(anna.volume.expire(DISK_BYTES)) == 3
 
 
 def test_restore_of_a_file_whose_name_has_moved_on(make_cluster: Callable[..., Cluster]) -> None:
