@@ -25,6 +25,13 @@ ROWS = {
     "million": ("million", 5, "a volume of 1,000,000 files: memory, start, ls, one save (three minutes)"),
     "apart": ("apart", 1, "two nodes 100,000 ops apart agree (root)"),
     "visible": ("visible", 1, "a save on one node until the other sees it"),
+    "cold": ("cold", 3, "files that only the other node has, over 1 Gbit/s: first byte, streaming (root)"),
+    "mount_loop": ("mount_loop", 5, "our own /dev/fuse loop against the directory below and bindfs (root)"),
+    "mount": ("mount", 3, "tbshare's mount: one large file read, against the file system below (root)"),
+    "mount_write": ("mount_write", 3, "tbshare's mount: 1 GB written and synced, 1 MiB of 10 GB changed (root)"),
+    "mount_names": ("mount_names", 3, "tbshare's mount: names, against bindfs and our own loop (root)"),
+    "mount_memory": ("mount_memory", 1, "two processes map one file of a mount: one copy in memory (root)"),
+    "mount_peers": ("mount_peers", 3, "tbshare's mount beside those of rclone, sshfs and GlusterFS (root)"),
     "dedup": ("dedup", 1, "where to cut: the threshold for tensors of their own"),
     "alignment": ("alignment", 1, "how many tensors can be mapped as they lie"),
 }

@@ -22,7 +22,10 @@ if [ "$(uname -s)" = Linux ]; then
 import os, sys, sysconfig
 sys.exit(not os.path.exists(os.path.join(sysconfig.get_paths()["include"], "Python.h")))
 PY
-  if [ -n "${CI:-}" ]; then # what only some tests need
+  if [ -n "${CI:-}" ] || [ "$(id -u)" = 0 ]; then # what only some tests need
+    command -v fusermount3 >/dev/null || missing+=(fuse3)
+    command -v pkg-config >/dev/null || missing+=(pkg-config)
+    pkg-config --exists fuse3 2>/dev/null || missing+=(libfuse3-dev)
     command -v strace >/dev/null || missing+=(strace)
     command -v mkfs.xfs >/dev/null || missing+=(xfsprogs)
     command -v ip >/dev/null || missing+=(iproute2)
@@ -50,13 +53,15 @@ fi
 if [ -f "$STAMP" ] && [ "$STAMP" -nt pyproject.toml ] && [ "$STAMP" -nt .ci/constraints.txt ]; then
   exit 0
 fi
-say "setting up .venv (a few hundred MB: MLX and transformers; once)"
+say "setting up .venv (some hundred MB: MLX, transformers, pyarrow; once)"
 [ -x "$VENV/bin/python" ] || "$PYTHON" -m venv "$VENV"
 pip() { "$VENV/bin/python" -m pip --disable-pip-version-check -q "$@"; }
 pip install -c .ci/constraints.txt --upgrade pip
 # pip reads dependency groups from 25.1 on; MLX first, so that the extension is built against it.
 pip install -c .ci/constraints.txt scikit-build-core nanobind cmake ninja
 pip install -c .ci/constraints.txt --group dev
+# The second front of the mount, where libfuse's headers are: it is built here, with tools of its own.
+if pkg-config --exists fuse3 2>/dev/null; then pip install -c .ci/constraints.txt pyfuse3; fi
 case "$(uname -s)" in
   Linux) pip install -c .ci/constraints.txt 'mlx[cpu]' mlx-lm ;;
   Darwin) pip install -c .ci/constraints.txt mlx mlx-lm ;;

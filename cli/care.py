@@ -95,18 +95,24 @@ def verify(
         show.json({"event": "result", "result": found})
     else:
         _say_found(found, ref)
-    return ExitStatus.DONE if found.corrupt == found.repaired else ExitStatus.FAILED
+    return ExitStatus.DONE if _is_well(found) else ExitStatus.FAILED
+
+
+def _is_well(found: report.VerifyReport) -> bool:
+    return found.corrupt == found.repaired and all(problem.repaired for problem in found.problems)
 
 
 def _say_found(found: report.VerifyReport, ref: str) -> None:
     for problem in found.problems:
         fate = "repaired" if problem.repaired else "not repaired"
-        show.aside(f"corrupt: {problem.path}, block {problem.block[:BLOCK_ID_SHOWN]}: {problem.text}; {fate}")
+        block = f", block {problem.block[:BLOCK_ID_SHOWN]}" if problem.block else ""
+        show.aside(f"corrupt: {problem.path}{block}: {problem.text}; {fate}")
     took = amount.duration(found.seconds)
     text = f"verified {amount.size(found.bytes)} in {amount.count(found.blocks, 'block')} in {took}"
-    if not found.corrupt:
-        show.line(f"{text}: all as it should be")
-        return
-    show.line(f"{text}: {found.corrupt} corrupt, {found.quarantined} in quarantine, {found.repaired} repaired")
-    if found.corrupt > found.repaired:
+    if found.corrupt:
+        text += f": {found.corrupt} corrupt, {found.quarantined} in quarantine, {found.repaired} repaired"
+    elif not found.problems:
+        text += ": all as it should be"
+    show.line(text)
+    if not _is_well(found):
         show.aside(f"  try: tbshare verify {ref + ' ' if ref else ''}--repair")

@@ -217,6 +217,10 @@ def _status_lines(state: report.StatusReport) -> list[str]:
     lines += [f"cluster  {other.name} ({other.id[:ID_SHOWN]}) {other.state}" for other in state.nodes]
     if not state.nodes:
         lines.append("cluster  this node alone; try: tbshare pair")
+    for mount in state.mounts:
+        volumes = ", ".join(mount.volumes) or "every volume"
+        lines.append(f"mount    {mount.directory}: {volumes}, {mount.front}, process {mount.pid}")
+        lines += [f"         {sentence}" for sentence in mount.lacking]
     if state.processes:
         lines.append(f"busy     {state.processes}; tbshare ps shows them")
     for feature in state.features:

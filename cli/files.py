@@ -9,7 +9,7 @@ from tbshare.cli import amount, listing, show
 from tbshare.cli.complete import complete_where
 from tbshare.cli.examples import examples
 from tbshare.cli.options import AsJson, AsJsonLines
-from tbshare.cli.place import PlacesArgument, listing_helps, place_anywhere, place_in_volume
+from tbshare.cli.place import PlacesArgument, client_for, listing_helps, place_anywhere, place_in_volume
 from tbshare.cli.session import connect
 from tbshare.cli.watch import TransferWatch
 from tbshare.errors import ExitStatus, Interrupted, UsageError
@@ -21,7 +21,6 @@ Ends = Annotated[
     typer.Argument(metavar="SRC... DST", help="VOLUME:/path, or a path here.", autocompletion=complete_where),
 ]
 Recursive = Annotated[bool, typer.Option("--recursive", "-r", "-R", help="Directories, with all below them.")]
-LEFT_OUT_SHOWN = 5
 
 
 def register(app: typer.Typer) -> None:
@@ -55,7 +54,7 @@ def copy(
     params = copy_params(ends, recursive=recursive, move=move)
     watch = TransferWatch(as_json=as_json)
     try:
-        with connect(context) as client, watch, listing_helps(client, *params.sources, params.target):
+        with client_for(context, *params.sources, params.target) as client, watch:
             copied = client.file_copy(params, watch.event)
     except KeyboardInterrupt:
         raise Interrupted(
@@ -65,7 +64,7 @@ def copy(
         show.json({"event": "result", "result": copied})
     else:
         say_copied(copied)
-    return ExitStatus.DONE
+    return ExitStatus.PENDING if copied.files_away else ExitStatus.DONE
 
 
 def copy_params(ends: list[str], *, recursive: bool, move: bool) -> files.FileCopyParams:
@@ -101,8 +100,6 @@ def say_copied(copied: files.CopyReport) -> None:
         text = f"copied {what}, {amount.size(copied.size_bytes)}{' together' * bool(copied.files_same)}"
         if copied.seconds >= 1 and not copied.files_shared:
             text += f" in {amount.duration(copied.seconds)}"
-        if copied.copies:
-            text += f"; {copied.copies}"
         show.line(text)
         if copied.files_same:
             show.line(f"{amount.count(copied.files_same, 'file')} had this content already")
@@ -110,10 +107,8 @@ def say_copied(copied: files.CopyReport) -> None:
         show.line("inside the store: no bytes were copied")
     if copied.files_moved:
         show.line(f"adopted {amount.count(copied.files_moved, 'file')}; links stand in their place")
-    if copied.left_out:
-        names = ", ".join(show.name(path) for path in copied.left_out[:LEFT_OUT_SHOWN])
-        more = " …" if len(copied.left_out) > LEFT_OUT_SHOWN else ""
-        show.aside(f"note: left out, being no files, directories or links: {names}{more}")
+    if copied.files_away:
+        show.aside(f"{amount.count(copied.files_away, 'file')} cannot be read before a node that has it is back")
 
 
 def move(
@@ -128,7 +123,7 @@ def move(
         raise UsageError("mv wants a source and a target", cure="tbshare mv --help")
     *sources, target = [place_in_volume(text, "mv") for text in ends]
     into = _is_directory(ends[-1]) or len(sources) > 1
-    with connect(context) as client, listing_helps(client, *sources, target):
+    with client_for(context, *sources, target) as client:
         moved = [client.file_move(source, target, into=into) for source in sources]
     if as_json:
         show.json({"moved": [each.item for each in moved]})
@@ -166,7 +161,7 @@ def make_directory(
 ) -> int:
     """Make directories in a volume."""
     wheres = [place_in_volume(text, "mkdir") for text in places]
-    with connect(context) as client, listing_helps(client, *wheres):
+    with client_for(context, *wheres) as client:
         made = [client.file_mkdir(where, parents=parents) for where in wheres]
     if as_json:
         show.json({"made": [each.item for each in made]})
@@ -175,7 +170,7 @@ def make_directory(
 
 def list_files(context: typer.Context, where: Where, *, long: bool, dotted: bool, as_json: bool) -> int:
     """List what is in a directory of a volume, or one file."""
-    with connect(context) as client, listing_helps(client, where):
+    with client_for(context, where) as client:
         listed = client.file_list(where, details=long or as_json, xattrs=as_json)
     if as_json:
         show.json(listed)
@@ -186,7 +181,7 @@ def list_files(context: typer.Context, where: Where, *, long: bool, dotted: bool
 
 def remove_files(context: typer.Context, wheres: list[Where], *, recursive: bool, as_json: bool) -> int:
     """Remove files of volumes; history keeps them."""
-    with connect(context) as client, listing_helps(client, *wheres):
+    with client_for(context, *wheres) as client:
         gone = client.file_remove(wheres, recursive=recursive)
     if as_json:
         show.json(gone)
@@ -201,7 +196,7 @@ def remove_files(context: typer.Context, wheres: list[Where], *, recursive: bool
 
 def show_file(context: typer.Context, where: Where, *, as_json: bool) -> int:
     """Show a file: its versions, how durable they are, and who holds the newest."""
-    with connect(context) as client, listing_helps(client, where):
+    with client_for(context, where) as client:
         shown = client.file_show(where)
     if as_json:
         show.json(shown)

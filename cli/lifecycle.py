@@ -65,7 +65,7 @@ def up(
     load(Path(home))  # here a mistake in config.toml has its own exit status and cure
     _remember(home, options)
     if foreground:
-        os.execve(sys.executable, [*command, "--foreground"], _environment())
+        os.execve(sys.executable, [*command, "--foreground"], environment())
     start(command, home)
     state = _running(home)
     if state is None:
@@ -126,7 +126,7 @@ def _remembered(home: str) -> dict[str, str]:
     return dict(zip(words[::2], words[1::2], strict=False))
 
 
-def _environment() -> dict[str, str]:
+def environment() -> dict[str, str]:
     """Return the environment of the daemon: it must find this very tbshare, from any folder.
 
     `python -m` would look into the working folder first, so it is told not to (-P), and a checkout that is not
@@ -167,7 +167,7 @@ def start(command: list[str], home: str) -> None:
                 pass_fds=(told,),
                 start_new_session=True,
                 cwd="/",
-                env=_environment(),
+                env=environment(),
             )
     except BaseException:
         os.close(ready)
@@ -176,27 +176,27 @@ def start(command: list[str], home: str) -> None:
         os.close(told)
     with open(ready, "rb") as pipe:
         try:
-            said = _read_until_closed(pipe.fileno())
+            said = read_until_closed(pipe.fileno())
         except BaseException:  # Ctrl-C: a daemon that nobody was told of would be left behind
             child.terminate()
-            _ended(child)
+            ended(child)
             raise
     if said.strip() == "ready":
         child.returncode = 0  # it outlives this command; do not warn that nobody waited for it
         return
     message, _, cure = said.strip().partition("\n")
-    in_time = _ended(child)
+    in_time = ended(child)
     if message:
         raise StoreUnusable(message.strip(), cure=cure.strip().removeprefix("try:").strip())
     if not in_time:
         raise DaemonUnreachable(
             f"the daemon was not ready after {amount.duration(START_SECONDS)}", cure=f"tail {log}/daemon.log"
         )
-    why = _last_line(log / "daemon.stderr")
+    why = last_line(log / "daemon.stderr")
     raise StoreUnusable(f"the daemon ended at once: {why}", cure="tbshare up --foreground")
 
 
-def _ended(child: subprocess.Popen[bytes]) -> bool:
+def ended(child: subprocess.Popen[bytes]) -> bool:
     """Wait until a daemon that did not become ready has ended; False when it had to be killed."""
     try:
         child.wait(END_SECONDS)
@@ -207,7 +207,7 @@ def _ended(child: subprocess.Popen[bytes]) -> bool:
     return True
 
 
-def _read_until_closed(descriptor: int) -> str:
+def read_until_closed(descriptor: int) -> str:
     """Return what comes through the pipe until it says `ready`, is closed, or START_SECONDS are over."""
     import select
 
@@ -222,7 +222,7 @@ def _read_until_closed(descriptor: int) -> str:
     return said.decode(errors="replace")
 
 
-def _last_line(path: Path) -> str:
+def last_line(path: Path) -> str:
     """Return the last line of the daemon's stderr: of a traceback, the error itself."""
     with contextlib.suppress(OSError):
         lines = path.read_text(errors="replace").strip().splitlines()
@@ -256,7 +256,7 @@ def _stop(home: str) -> bool:
         client.shutdown()
         with contextlib.suppress(TimeoutError):
             client.wait_closed(STOP_SECONDS)
-    while not _gone(process):
+    while not gone(process):
         if time.monotonic() > deadline:
             raise TbshareError(
                 f"the daemon, process {process}, has not stopped within {amount.duration(STOP_SECONDS)}",
@@ -266,7 +266,7 @@ def _stop(home: str) -> bool:
     return True
 
 
-def _gone(process: int) -> bool:
+def gone(process: int) -> bool:
     """Whether a process has ended; one that waits to be reaped has."""
     try:
         os.kill(process, 0)

@@ -49,6 +49,8 @@ COMMANDS = {
     "locks": Entry("versions", "files", "who has what open for writing"),
     "snapshot": Entry("volumes", "files", "snapshot create, ls, rm"),
     "watch": Entry("versions", "files", "changes of a volume, as they come"),
+    "mount": Entry("mount", "files", "a volume, or all, as a directory"),
+    "unmount": Entry("mount", "files", "take a mount away"),
     "run": Entry("running", "run", "answer a prompt from mapped weights"),
     "ps": Entry("running", "run", "what goes on, with ids"),
     "stop": Entry("running", "run", "stop a transfer or run"),
@@ -70,12 +72,13 @@ COMMANDS = {
     "completion": Entry("about", "care", "completion script of a shell"),
 }
 
+ALIASES = {"umount": "unmount"}
 SUBCOMMANDS = ("ls", "rename", "get", "set", "edit", "create", "show", "rm", "restore")
 GROUPS = ("node", "config", "volume", "snapshot")
 # these take paths, which may have bytes that are not UTF-8
 PATH_COMMANDS = (
     "ls", "show", "rm", "pin", "unpin", "evict", "volume", "cp", "mv", "cat", "mkdir", "history", "restore",
-    "resolve", "watch",
+    "resolve", "watch", "mount", "unmount", "umount",
 )  # fmt: skip
 
 FIRST_DAY = (
@@ -144,6 +147,8 @@ def _run(words: list[str]) -> int:
             return invoke(["version", *words[1:]], home)
         case word if word.startswith("-"):
             raise UsageError(f"no such option: {word}", cure="tbshare --help")
+        case word if word in ALIASES:
+            return invoke([ALIASES[word], *words[1:]], home)
         case word if word not in COMMANDS:
             raise UsageError(f"no such command: {word}{_nearest(word)}", cure="tbshare --help")
         case _:

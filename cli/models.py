@@ -332,14 +332,9 @@ def _remove_ref(context: typer.Context, ref: str, *, yes: bool, as_json: bool) -
     with connect(context) as client, volume_helps(client, ref, f"tbshare volume rm {ref}"):
         if not yes:
             plan = client.remove(ref, yes=False)
-            for warning in plan.warnings:
-                show.aside(f"warning: {warning}")
             where = ", ".join(plan.nodes) or "no node"
             question = f"remove {plan.ref} ({amount.size(plan.size_bytes)}) everywhere, from {where}?"
-            if not show.can_ask():
-                raise UsageError(f"not done without a yes: {question}", cure=f"tbshare rm {ref} --yes")
-            if not show.ask(question):
-                show.aside("nothing was removed")
+            if not show.agreed(question, plan.warnings, f"tbshare rm {ref}"):
                 return ExitStatus.FAILED
         gone = client.remove(ref, yes=True)
     if as_json:

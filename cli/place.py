@@ -11,6 +11,7 @@ import typer
 
 from tbshare.cli import show
 from tbshare.cli.complete import complete_volume, complete_where
+from tbshare.cli.session import connect
 from tbshare.client import Client
 from tbshare.errors import FileError, InputRefused, PathMissing, RefUnknown, UsageError
 from tbshare.wire.where import Where, parse_where
@@ -72,6 +73,13 @@ def place_anywhere(text: str, *, exists: bool) -> Where:
     if where is not None:
         return where
     return Where(path=os.fsencode(source(text) if exists else os.path.abspath(os.path.expanduser(text))))
+
+
+@contextmanager
+def client_for(context: typer.Context, *wheres: Where) -> Generator[Client]:
+    """Connect to the daemon for what is asked about these places."""
+    with connect(context) as client, listing_helps(client, *wheres):
+        yield client
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from typing import Self, TextIO, cast
 
 import msgspec
 
-from tbshare.errors import TbshareError
+from tbshare.errors import TbshareError, UsageError
 from tbshare.wire.files import Xattr
 from tbshare.wire.where import Where
 
@@ -149,6 +149,18 @@ def can_ask() -> bool:
     """Whether somebody is there to answer."""
     streams: tuple[TextIO | None, ...] = (sys.stdin, sys.stderr)  # None where one is closed
     return all(stream is not None and stream.isatty() for stream in streams)
+
+
+def agreed(question: str, warnings: Sequence[str], command: str) -> bool:
+    """Say the warnings, ask, and say when nothing is done; UsageError with the command that does not ask."""
+    for warning in warnings:
+        aside(f"warning: {warning}")
+    if not can_ask():
+        raise UsageError(f"not done without a yes: {question}", cure=f"{command} --yes")
+    if ask(question):
+        return True
+    aside("nothing was removed")
+    return False
 
 
 def width(text: str) -> int:

@@ -81,5 +81,28 @@ what they say, so it is refused there. Push from a network disk works: the files
 every node but the first gets them from other nodes instead of the network disk.
 
   tbshare push /Volumes/nas/models/llama-70b
+
+The other way round, a Linux node can show a volume to machines that have no tbshare, by Samba over its mount:
+
+  tbshare mount film /mnt/film --allow-other     (smbd is another user; see user_allow_other in /etc/fuse.conf)
+
+and in smb.conf, with the user that mounted it as `force user`:
+
+  [film]
+  path = /mnt/film
+  read only = no
+  force user = anna
+  inherit permissions = yes
+  ea support = yes
+  vfs objects = catia fruit streams_xattr
+  fruit:metadata = stream
+  fruit:resource = stream
+  fruit:posix_rename = yes
+  strict locking = no
+  kernel oplocks = no
+  durable handles = no
+
+Then tags, Finder's information and resource forks of Macs are extended attributes in the volume. Who is to write
+is asked by Samba; to tbshare all of it is the node's. Locks hold among clients of one Samba, not between nodes.
 """,
 }

@@ -11,7 +11,7 @@ from tbshare.cli.complete import complete_where
 from tbshare.cli.examples import examples
 from tbshare.cli.moment import minute, parse_moment, second
 from tbshare.cli.options import AsJson, AsJsonLines
-from tbshare.cli.place import OptionalVolume, PlaceArgument, listing_helps, place_in_volume, volume_name
+from tbshare.cli.place import OptionalVolume, PlaceArgument, client_for, place_in_volume, volume_name
 from tbshare.cli.session import connect
 from tbshare.errors import ExitStatus, UsageError
 from tbshare.wire import files, report, volume
@@ -46,7 +46,7 @@ def register(app: typer.Typer) -> None:
 def history(context: typer.Context, place: PlaceArgument, as_json: AsJson = False) -> int:
     """List all versions of a path, newest first; of one that is removed, too."""
     where = place_in_volume(place, "history")
-    with connect(context) as client, listing_helps(client, where):
+    with client_for(context, where) as client:
         found = client.history(where)
     if as_json:
         show.json(found)
@@ -83,18 +83,21 @@ def restore(
         snapshot=snapshot,
         target=place_in_volume(to, "restore") if to else None,
     )
-    with connect(context) as client, listing_helps(client, where):
+    with client_for(context, where) as client:
         restored = client.restore(params)
+    status = ExitStatus.PENDING if restored.files_away else ExitStatus.DONE
     if as_json:
         show.json(restored)
-        return ExitStatus.DONE
+        return status
     if restored.same:
         show.line(f"{restored.where} is so already, nothing was changed")
-        return ExitStatus.DONE
+        return status
     what = f", {amount.count(restored.files, 'file')}," if restored.files > 1 else ""
     when = f" as of {minute(restored.when_ns)}" if restored.when_ns else ""
     show.line(f"restored {restored.where}{what}{when}")
-    return ExitStatus.DONE
+    if restored.files_away:
+        show.aside(f"warning: {restored.text}")
+    return status
 
 
 def conflicts(context: typer.Context, name: OptionalVolume = "", as_json: AsJson = False) -> int:
@@ -163,7 +166,7 @@ def resolve(
 ) -> int:
     """Say which of several versions has the name; the others stay in the history."""
     where = place_in_volume(place, "resolve")
-    with connect(context) as client, listing_helps(client, where):
+    with client_for(context, where) as client:
         resolved = client.resolve(where, os.fsencode(keep))
     if as_json:
         show.json(resolved)
@@ -226,7 +229,8 @@ def changed_text(event: volume.Changed) -> str:
     """Return a change on one line."""
     if event.what == "lost":
         return f"changes were lost, there were too many: look again at {event.where}"
-    text = f"{second(event.when_ns)}  {event.author or 'nobody'}  {event.what}  {event.where}"
+    from_there = f"{event.before} -> " if event.before is not None else ""
+    text = f"{second(event.when_ns)}  {event.author or 'nobody'}  {event.what}  {from_there}{event.where}"
     if event.kind == "directory" and event.where.path:
         text += "/"
     if event.version and event.what in ("created", "saved", "forked"):

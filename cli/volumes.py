@@ -32,7 +32,11 @@ Locked = Annotated[
 ]
 NoHistory = Annotated[
     list[str] | None,
-    typer.Option("--no-history", metavar="GLOB", help="No older versions of these: replaces the list."),
+    typer.Option(
+        "--no-history",
+        metavar="GLOB",
+        help="No older versions of these, as of caches and temporary files; `none` before them drops those.",
+    ),
 ]
 Owner = Annotated[
     str,
@@ -63,6 +67,7 @@ def register(app: typer.Typer) -> None:
             "volume create film --from /Volumes/footage        (again: goes on where it was)",
             "volume create dailies --mode owner --owner cart --replicate on-demand --quota 2T",
             "volume create film --history 90d --history-max 20% --no-history '*.bak'",
+            "volume create raw --no-history none --no-history '*.tmp'   (of nothing else)",
         ),
     )(create)
     group.command("ls", epilog=examples("volume ls", "volume ls --json"))(list_volumes)
@@ -153,9 +158,22 @@ def options_of(
         "history": ",".join(filter(None, (history, history_max))),
         "quota": quota,
         "locked": locked or "",
-        "no-history": ",".join(words(no_history)),
+        "no-history": no_history_of(words(no_history)),
     }
     return {option: text for option, text in given.items() if text}
+
+
+def no_history_of(globs: list[str]) -> str:
+    """Return the whole list that these globs make: they are added to ours, unless `none` comes first."""
+    from tbshare.volumes.policy import NO_HISTORY
+
+    if not globs:
+        return ""
+    first, *others = globs
+    if first.casefold() in ("none", "default"):
+        ours = () if first.casefold() == "none" else NO_HISTORY
+        return ",".join(dict.fromkeys([*ours, *others])) or "none"
+    return ",".join(dict.fromkeys([*NO_HISTORY, *globs]))
 
 
 def roles_of(values: list[str] | None) -> dict[str, str]:
@@ -285,29 +303,24 @@ def remove(
     name = volume_name(name)
     with connect(context) as client:
         if not yes:
-            line, warnings = _removal(client.volume_remove(name, yes=False))
-            for warning in warnings:
-                show.aside(f"warning: {warning}")
-            question = f"remove {line} everywhere?"
-            if not show.can_ask():
-                raise UsageError(f"not done without a yes: {question}", cure=f"tbshare volume rm {name} --yes")
-            if not show.ask(question):
-                show.aside("nothing was removed")
+            plan = client.volume_remove(name, yes=False)
+            question = f"remove {_removal(plan)} everywhere?"
+            if not show.agreed(question, plan.warnings, f"tbshare volume rm {name}"):
                 return ExitStatus.FAILED
         gone = client.volume_remove(name, yes=True)
     if as_json:
         show.json(gone)
         return ExitStatus.DONE
-    show.line(f"removed {_removal(gone)[0]}")
+    show.line(f"removed {_removal(gone)}")
     show.line(f"for {amount.duration(gone.grace_seconds)} it can be had back: tbshare volume restore {name}")
     return ExitStatus.DONE
 
 
-def _removal(gone: volume.VolumeRemoved) -> tuple[str, list[str]]:
-    """Return what goes, in words, and the warnings."""
+def _removal(gone: volume.VolumeRemoved) -> str:
+    """Return what goes, in words."""
     line = gone.volume
     what = amount.count(line.refs, "ref") if line.mode == "models" else amount.count(line.files, "file")
-    return f"volume {line.name} ({what}, {amount.size(line.size_bytes)})", gone.warnings
+    return f"volume {line.name} ({what}, {amount.size(line.size_bytes)})"
 
 
 def restore(

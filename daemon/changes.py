@@ -55,36 +55,48 @@ class Watching:
             self.service.volumes.changes.remove(queue.put)
 
     async def _events(self, handle: Handle, told: FileLines, where: Where, changes: Changes) -> list[Changed]:
+        if changes.anew:
+            return [Changed(where, "lost", when_ns=time.time_ns())]
         found = await trio.to_thread.run_sync(handle.changed, changes)
         new = {version.version: version for version in changes.versions}
-        touched = {change.path[:-1] for change in found if change.path}  # by what changed in them
-        below = [change for change in found if change.path[: len(where.parts)] == where.parts]
         return [
-            self._event(handle, told, change, new)
-            for change in below
-            if not (change.path in touched and change.item is not None and change.item.kind == "directory")
+            event
+            for change in found
+            if _is_below(change.path, where.parts) or (change.before and _is_below(change.before, where.parts))
+            for event in self._of_change(handle, told, change, new)
         ]
 
-    def _event(self, handle: Handle, told: FileLines, change: Change, new: Mapping[int, VersionRow]) -> Changed:
-        item, place = change.item, _where(handle, change.path)
-        if item is None:
-            return Changed(place, "removed", when_ns=time.time_ns())
-        what = "described"
-        if item.version in new:
-            parents = new[item.version].parents
-            what = "forked" if item.fork else "saved" if parents else "created"
-        elif item.kind == "directory":
-            what = "created" if not item.fork else "forked"
+    def _of_change(
+        self, handle: Handle, told: FileLines, change: Change, new: Mapping[int, VersionRow]
+    ) -> list[Changed]:
+        """Return what is told of a change: that it was moved, and that it was saved as well."""
+        item = change.item
+        version = new.get(item.version) if item is not None else None
+        kinds: list[str] = ["moved"] if change.what == "moved" else []
+        if version is not None and item is not None:
+            kinds.append("forked" if item.fork else "saved" if version.parents else "created")
+        elif change.what != "moved":
+            kinds.append("created" if change.what == "placed" else change.what)
+        return [self._event(handle, told, change, what) for what in kinds]
+
+    def _event(self, handle: Handle, told: FileLines, change: Change, what: str) -> Changed:
+        item, is_save = change.item, what in ("saved", "forked")
+        author = item.author if item is not None and is_save else change.author
         return Changed(
-            place,
+            _where(handle, change.path),
             what,
-            item.kind,
-            version=id_text(item.version),
-            author=told.name(item.author) if item.author else "",
-            size_bytes=item.size,
-            when_ns=item.ctime_ns,
-            here=item.author == self.service.identity.node,
+            _where(handle, change.before) if what == "moved" and change.before is not None else None,
+            item.kind if item is not None else change.kind,
+            version=id_text(item.version) if item is not None else "",
+            author=told.name(author) if author else "",
+            size_bytes=item.size if item is not None else 0,
+            when_ns=item.ctime_ns if item is not None and is_save else change.time_ns,
+            here=author == self.service.identity.node,
         )
+
+
+def _is_below(path: Path, above: Path) -> bool:
+    return path[: len(above)] == above
 
 
 def _where(handle: Handle, path: Path) -> Where:

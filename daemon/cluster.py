@@ -88,9 +88,9 @@ class Cluster:
                 rtt if rtt < 60 else None,
             )
         ]
-        for (owner, sealed), lanes in service.lanes.by_peer.items():
-            if owner == node:
-                kind = "lane, sealed" if sealed else "lane"
+        for key, lanes in service.lanes.by_peer.items():
+            if key.node == node:
+                kind = "lane, sealed" if key.sealed else "lane"
                 rate = lanes.rate.bytes_per_second / max(1, len(lanes.lanes)) if lanes.outstanding else 0.0
                 links += [LinkLine(kind, peer.lane_host, service.is_direct(peer.lane_host), None, rate)] * len(
                     lanes.lanes

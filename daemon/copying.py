@@ -20,11 +20,13 @@ from tbshare.daemon.processes import Process
 from tbshare.daemon.reading import pieces_of, puts_of
 from tbshare.daemon.service import Service
 from tbshare.daemon.taking import Taken, Taking, first_trouble
+from tbshare.daemon.unreachable import unreachable
 from tbshare.errors import (
     DiskFull,
     InputRefused,
     Interrupted,
     PathIsDirectory,
+    PathMissing,
     PathNotDirectory,
     TbshareError,
     UsageError,
@@ -51,18 +53,20 @@ class Progress:
     started: float = field(default_factory=time.monotonic)
     taken: Taken = field(default_factory=Taken)
     before: list[Taken] = field(default_factory=list[Taken])
+    coming: Callable[[], int] = lambda: 0  # bytes that are fetched of what is written next
+    _most: int = 0  # what was shown: of a file that is fetched first and then written, each byte counts once
 
     def event(self) -> Copying:
         """Return it as an event."""
         parts = [*self.before, self.taken]
-        done = sum(part.bytes for part in parts)
+        done = self._most = max(self._most, sum(part.bytes for part in parts) + self.coming())
         return Copying(
-            max(0, done),
+            done,
             self.bytes_total,
             sum(part.files for part in parts),
             self.files_total,
             os.fsencode(self.taken.path.encode("utf-8", "replace").decode()),
-            max(0, done) / max(time.monotonic() - self.started, 1e-6),
+            done / max(time.monotonic() - self.started, 1e-6),
         )
 
     def next(self, taken: Taken) -> None:
@@ -79,6 +83,7 @@ class Progress:
             size_bytes=max(0, sum(part.bytes for part in parts)),
             files_same=sum(part.files_skipped for part in parts),
             files_shared=sum(part.shared for part in parts),
+            files_away=sum(part.away for part in parts),
             files_moved=sum(part.moved for part in parts),
             seconds=time.monotonic() - self.started,
         )
@@ -186,7 +191,11 @@ class Copies:
         there = await self.files.look(handle, target, lambda: handle.find(target))
         inside = there is not None and there.kind == "directory"
         if not inside and (params.into or len(params.sources) > 1):
-            raise PathNotDirectory(f"{params.target} is no directory", cure=f"tbshare mkdir {params.target}")
+            raise PathNotDirectory(f"{params.target} is no directory", cure=f"tbshare mkdir -p {params.target}")
+        if target[:-1] and there is None and await trio.to_thread.run_sync(handle.find, target[:-1]) is None:
+            above = Where(params.target.volume, b"/".join(target[:-1]))
+            cure = f"tbshare mkdir -p {shlex.quote(str(above))}"
+            raise PathMissing(f"there is no directory {above}", cure=cure)
         for source in params.sources:
             name = os.path.basename(source.path.rstrip(b"/"))
             below_it = inside or (there is not None and there.kind == "bundle" and await self._is_file(source))
@@ -290,6 +299,11 @@ class Copies:
                     there = [put.path for put in part if put.kind != "directory" and handle.find(put.path)]
                     with self.service.locks.held_in_thread(handle, there) as under:
                         under.put_many(part)
+                made = [((*source.parts, *put.path[len(path) :]), put.content) for put in part if put.content]
+                missing = trio.from_thread.run(unreachable, self.service, other, made)
+                if missing.files:
+                    taken.away += missing.files
+                    taken.warnings.append(missing.text)
                 files = [put for put in part if put.content is not None]
                 taken.files += len(files)
                 taken.shared += len(files)
@@ -315,6 +329,8 @@ class Copies:
             name = source.parts[-1] if source.parts else b""
             real = os.path.join(target, name) if inside and name else target
             progress.next(Taken())
+            if item.inside:
+                await self._need(handle, item, progress)
             progress.bytes_total += (await trio.to_thread.run_sync(below, handle, parts))[2]
             await self._give(handle, source.parts, item, real, stop, progress)
 
@@ -328,7 +344,7 @@ class Copies:
         taken.path = str(LocalPath(os.fsdecode(real)))
         attributes = LocalAttributes(item.mode, item.mtime_ns, await self._xattrs(handle, item))
         if (item.version and not item.inside) or item.kind == "bundle":
-            await self.service.spread.need(handle.id, item.file, item.version)
+            await self._need(handle, item, progress)
         if item.is_directory:
             await trio.to_thread.run_sync(local_tree.make_directory, real)
             taken.directories += 1
@@ -350,6 +366,15 @@ class Copies:
         else:
             await trio.to_thread.run_sync(partial(self._write, item, real, attributes, stop, taken))
         taken.files += 1
+
+    async def _need(self, handle: Handle, item: Item, progress: Progress) -> None:
+        """Have an item's bytes here, and say meanwhile how many have come."""
+        spread = self.service.spread
+        progress.coming = lambda: min(item.size, spread.fetched_bytes(item.file, item.version))
+        try:
+            await spread.need(handle.id, item.file, item.version)
+        finally:
+            progress.coming = lambda: 0
 
     async def _xattrs(self, handle: Handle, item: Item) -> dict[bytes, bytes]:
         """Return the extended attributes of an item, with those whose values are objects."""

@@ -11,8 +11,10 @@ import trio
 from tbshare.daemon.control import Emit
 from tbshare.daemon.copies import Pair
 from tbshare.daemon.service import Service
-from tbshare.daemon.spread import chosen
+from tbshare.daemon.spread import DRAINED_FILE
+from tbshare.daemon.wanted import chosen
 from tbshare.peers.mesh import Peer
+from tbshare.store import disk
 from tbshare.volumes.fold import State
 from tbshare.volumes.rows import VersionRow
 from tbshare.volumes.tables import Here
@@ -63,10 +65,20 @@ class Drain:
 
     async def _tell(self, on: bool) -> None:
         spread = self.service.spread
+        await trio.to_thread.run_sync(self._remember, on)
         spread.draining = on
         for peer in self._peers():
             await peer.send(message.Draining(on))
         spread.poke()
+
+    def _remember(self, on: bool) -> None:
+        """Let it stay so when the daemon starts again: a copy counted here would be unplugged with the node."""
+        file = self.service.home / DRAINED_FILE
+        if on:
+            disk.write_durably(file, b"", temporary=file.with_suffix(".new"))
+        elif file.exists():
+            file.unlink()
+            disk.sync_directory(file.parent)
 
     async def drain(self, emit: Emit, *, wait: bool = True) -> DrainReport:
         """Give away what is only here; return whether this node may be unplugged.
@@ -102,7 +114,11 @@ class Drain:
     # what is left ----------------------------------------------------------------------------------------------
 
     async def _left(self, before: _Left | None) -> _Left:
-        """Return what no other node holds that stays: of what was left before, or of everything."""
+        """Return what no other node holds that stays: of what was left before, or of everything.
+
+        StoreUnusable when damage hides some of it.
+        """
+        await trio.to_thread.run_sync(self.service.volumes.require_all)
         state = await self.service.mesh.state()
         left = _Left()
         for handle in self.service.volumes.handles():
@@ -232,7 +248,13 @@ class Drain:
         if not stuck:
             return "the log is being sent" if left.entries else ""
         more = f" and {left.count - NAMED_MAX} more" if left.count > NAMED_MAX else ""
-        return f"not yet elsewhere: {', '.join(stuck[:NAMED_MAX])}{more}"
+        return f"not yet elsewhere: {', '.join(stuck[:NAMED_MAX])}{more}{self._no_room(state, left)}"
+
+    def _no_room(self, state: State, left: _Left) -> str:
+        """Return which nodes take copies and have too little room for these, as far as they have said."""
+        full = [peer for peer in self._takers(state, None) if peer.hello.store_free_bytes < left.bytes]
+        said = [f"{peer.hello.name} had {peer.hello.store_free_bytes / 1e6:.1f} MB free" for peer in full]
+        return f" ({', '.join(said[:NAMED_MAX])})" if said else ""
 
 
 def _copies(state: State, volume: int) -> int:

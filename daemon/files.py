@@ -4,6 +4,8 @@ import os
 import shlex
 import time
 from collections.abc import Callable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
 from typing import TypeVar
 
 import msgspec
@@ -12,8 +14,11 @@ import trio
 from tbshare.content.ref import shown
 from tbshare.daemon.control import Emit
 from tbshare.daemon.file_lines import FileLines
-from tbshare.daemon.reading import pieces_of, puts_of
+from tbshare.daemon.lazy import Reading
+from tbshare.daemon.reading import puts_of
+from tbshare.daemon.ref_files import RefFiles
 from tbshare.daemon.service import Service
+from tbshare.daemon.unreachable import unreachable_of_saved
 from tbshare.errors import (
     CrossesVolumes,
     DirectoryNotEmpty,
@@ -51,6 +56,16 @@ LINKS_MAX = 16  # followed one after another
 _T = TypeVar("_T")
 
 
+@dataclass(frozen=True)
+class Readable:
+    """A version of a file, and how its bytes are read."""
+
+    version: int
+    content: bytes  # the object
+    size: int
+    reading: Reading
+
+
 class Files:
     """Answers about files."""
 
@@ -67,6 +82,8 @@ class Files:
         if writing and where.snapshot:
             raise VolumeReadOnly(f"{where}: a snapshot stays as it is", cure=f"tbshare restore {where}")
         volume = state.volume_named(where.volume)
+        if writing and volume.mode == "models":
+            raise VolumeReadOnly(f"{where}: models are published, not written", cure="tbshare push PATH")
         if not state.may_read(self.service.identity.node, volume.id):
             raise NotPermitted(f"this node may not read volume {volume.name}", cure="tbshare volume ls")
 
@@ -90,17 +107,19 @@ class Files:
                     return await trio.to_thread.run_sync(work)
             raise
 
-    async def _stat(self, where: Where, found: Callable[[Handle], Item]) -> wire.FileStat:
+    async def _stat(self, where: Where, found: Callable[[Handle], Item], *, details: bool = True) -> wire.FileStat:
         state, handle = await self.open(where)
         lines = FileLines(self.service, state, handle)
         item = await self.look(handle, where.parts, lambda: found(handle))
         line = lines.item(item, xattrs=True, whole=True)
-        return wire.FileStat((await lines.detailed([item], [line]))[0])
+        return wire.FileStat((await lines.detailed([item], [line]))[0] if details else line)
 
     # reading ---------------------------------------------------------------------------------------------------
 
     async def file_list(self, params: wire.FileListParams) -> wire.FileList:
         """Return an item and, of a directory or bundle, what is in it."""
+        if (published := await RefFiles.at(self.service, params.where)) is not None:
+            return wire.FileList(*await published.told(params.where.parts, listed=True))
         state, handle = await self.open(params.where)
         lines = FileLines(self.service, state, handle)
 
@@ -116,7 +135,10 @@ class Files:
 
     async def file_stat(self, params: wire.FileStatParams) -> wire.FileStat:
         """Return one item with everything about it."""
-        return await self._stat(params.where, lambda handle: handle.lookup(params.where.parts))
+        if (published := await RefFiles.at(self.service, params.where)) is not None:
+            return wire.FileStat((await published.told(params.where.parts, listed=False))[0])
+        path = params.where.parts
+        return await self._stat(params.where, lambda handle: handle.lookup(path), details=params.details)
 
     async def file_show(self, params: wire.FileStatParams) -> wire.FileReport:
         """Return one item, its history and who holds it."""
@@ -141,22 +163,29 @@ class Files:
             bytes_here=item.size_bytes if item.here == "whole" else 0,
         )
 
+    async def found(self, where: Where, version: str = "") -> "Readable":
+        """Return the version of a file that is to be read, links followed: the one shown, unless it is given."""
+        path, service = where.parts, self.service
+        if (published := await RefFiles.at(service, where)) is not None:
+            item = await published.readable(path, id_number(version) if version else 0)
+            reading = Reading(published.volume.id, 0, 0, item.content)
+            return Readable(item.version, item.content, item.size, reading)
+        _, handle = await self.open(where)
+        number, content, size, file = await self.look(handle, path, lambda: _readable(handle, path, version))
+        return Readable(number, content, size, Reading(handle.id, file, number, content))
+
     async def file_read(self, params: wire.FileReadParams, emit: Emit) -> wire.FileRead:
         """Send the bytes of a file, or a range of them, fetching what is not here."""
-        _, handle = await self.open(params.where)
-        path = params.where.parts
-        version, content, size, file = await self.look(
-            handle, path, lambda: _readable(handle, path, params.version)
-        )
-        await self.service.spread.need(handle.id, file, version)
+        found = await self.found(params.where, params.version)
+        version, size = found.version, found.size
         end = size if params.length is None else min(size, params.offset + params.length)
         sent = 0
-        pieces = pieces_of(self.service.store, content, params.offset, end)
-        while (piece := await trio.to_thread.run_sync(next, pieces, None)) is not None:
-            for start in range(0, len(piece), wire.CHUNK_BYTES_MAX):
-                part = piece[start : start + wire.CHUNK_BYTES_MAX]
-                await emit(wire.Chunk(params.offset + sent, part))
-                sent += len(part)
+        async with aclosing(self.service.lazy.pieces(found.reading, params.offset, end)) as pieces:
+            async for piece in pieces:
+                for start in range(0, len(piece), wire.CHUNK_BYTES_MAX):
+                    part = piece[start : start + wire.CHUNK_BYTES_MAX]
+                    await emit(wire.Chunk(params.offset + sent, part))
+                    sent += len(part)
         return wire.FileRead(id_text(version), size, sent)
 
     # changing --------------------------------------------------------------------------------------------------
@@ -203,13 +232,16 @@ class Files:
             if item.kind == "directory" and not params.recursive:
                 listed = await trio.to_thread.run_sync(handle.list, path)
                 cure = f"tbshare rm -r {_place(handle, path)}"
+                if not listed and params.empty:
+                    continue
                 if listed:
                     names = "1 name" if len(listed) == 1 else f"{len(listed)} names"
                     raise DirectoryNotEmpty(f"{_text(path)} has {names} in it", cure=cure)
                 raise PathIsDirectory(f"{_text(path)} is a directory", cure=cure)
         for _, handle, path in places:
             counted = await trio.to_thread.run_sync(below, handle, path)
-            await self._write(handle, [path], lambda under, path=path: under.remove_tree(path))  # type: ignore[misc]
+            remove = Handle.rmdir if params.empty else Handle.remove_tree
+            await self._write(handle, [path], lambda under, path=path, remove=remove: remove(under, path))  # type: ignore[misc]
             files, directories, size = files + counted[0], directories + counted[1], size + counted[2]
         return wire.FileRemoved(files, directories, size)
 
@@ -246,12 +278,16 @@ class Files:
 
         saved, same = await self._write(handle, [to], work)
         item = await trio.to_thread.run_sync(handle.find, to)
+        then = await trio.to_thread.run_sync(handle.as_of, snapshot) if snapshot else handle
+        missing = await unreachable_of_saved(self.service, then, saved, path, to)
         return wire.Restored(
             Where(where.volume, b"/".join(to)),
             version=id_text(item.version) if item is not None else "",
             when_ns=item.mtime_ns if item is not None else 0,
             files=len(saved),
             same=same,
+            files_away=missing.files,
+            text=missing.text,
         )
 
     async def conflicts(self, params: ConflictsParams) -> ConflictList:

@@ -4,6 +4,7 @@
 
 import logging
 
+import msgspec
 import trio
 
 from tbshare.daemon.changes import Watching
@@ -14,12 +15,15 @@ from tbshare.daemon.drain import Drain
 from tbshare.daemon.files import Files
 from tbshare.daemon.keep import Keep
 from tbshare.daemon.kept_files import KeptFiles
+from tbshare.daemon.mounts import Mounts
 from tbshare.daemon.pushes import Pushes
 from tbshare.daemon.refs import Refs
 from tbshare.daemon.runs import Runs
 from tbshare.daemon.service import Service
+from tbshare.daemon.staging import Stages
 from tbshare.daemon.volumes import VolumesOfNode
-from tbshare.wire import files, local, report, volume
+from tbshare.daemon.writing import Writes
+from tbshare.wire import files, local, mount, report, volume
 
 
 class NodeHandlers:
@@ -35,18 +39,22 @@ class NodeHandlers:
         self.volumes = VolumesOfNode(service)
         self.files = Files(service)
         self.copies = Copies(service, self.files)
+        self.writes = Writes(service, self.files)
         self.watching = Watching(service, self.files)
         self.kept_files = KeptFiles(service, self.files)
         self.drains = Drain(service)
+        self.mounts = Mounts(service)
+        self.stages = Stages(service, self.mounts)
 
     async def run_tasks(self) -> None:
         """Own the tasks that outlive a request; for ever."""
         async with trio.open_nursery() as nursery:
             self.pushes.nursery = nursery
             nursery.start_soon(self.keep.run)
+            nursery.start_soon(self.stages.run)
 
     async def status(self, params: local.StatusParams, emit: Emit) -> report.StatusReport:
-        return await self.cluster.status()
+        return msgspec.structs.replace(await self.cluster.status(), mounts=self.mounts.lines())
 
     async def node_list(self, params: local.NodeListParams, emit: Emit) -> report.NodeList:
         return await self.cluster.node_list()
@@ -160,6 +168,15 @@ class NodeHandlers:
     async def file_read(self, params: files.FileReadParams, emit: Emit) -> files.FileRead:
         return await self.files.file_read(params, emit)
 
+    async def file_extents(self, params: files.FileExtentsParams, emit: Emit) -> files.FileExtents:
+        return await self.writes.extents(params)
+
+    async def file_stage(self, params: files.FileStageParams, emit: Emit) -> files.Staging:
+        return await self.writes.stage(params)
+
+    async def file_commit(self, params: files.FileCommitParams, emit: Emit) -> files.FileCommitted:
+        return await self.writes.commit(params)
+
     async def file_copy(self, params: files.FileCopyParams, emit: Emit) -> files.CopyReport:
         return await self.copies.file_copy(params, emit)
 
@@ -205,3 +222,46 @@ class NodeHandlers:
     async def undrain(self, params: volume.UndrainParams, emit: Emit) -> report.Done:
         was = await self.drains.undrain()
         return report.Done("takes part as before" if was else "it was not drained")
+
+    async def mount_attach(self, params: mount.MountAttachParams, emit: Emit) -> report.Done:
+        return await self.mounts.attach(params, emit)
+
+    async def mount_volumes(self, params: mount.MountVolumesParams, emit: Emit) -> mount.MountVolumeList:
+        if params.begins:
+            await self.stages.recover()
+        return await self.mounts.volumes()
+
+    async def mount_list(self, params: mount.MountListParams, emit: Emit) -> mount.MountListing:
+        return await self.mounts.listed(params, emit)
+
+    async def mount_lookup(self, params: mount.MountListParams, emit: Emit) -> mount.MountListing:
+        return await self.mounts.lookup(params)
+
+    async def mount_change(self, params: mount.MountChangeParams, emit: Emit) -> mount.MountChangeResult:
+        return await self.mounts.change(params)
+
+    async def mount_open(self, params: mount.MountOpenParams, emit: Emit) -> mount.MountOpened:
+        return await self.mounts.open(params)
+
+    async def mount_need(self, params: mount.MountNeedParams, emit: Emit) -> mount.MountOpened:
+        return await self.mounts.need(params)
+
+    async def mount_stage(self, params: mount.MountStageParams, emit: Emit) -> mount.MountStaged:
+        return await self.stages.stage(params)
+
+    async def mount_cut(self, params: mount.MountCutParams, emit: Emit) -> mount.MountCut:
+        return await self.stages.cut(params)
+
+    async def mount_cuts(self, params: mount.MountCutsParams, emit: Emit) -> mount.MountCuts:
+        return await self.stages.cuts(params)
+
+    async def mount_spare(self, params: mount.MountSpareParams, emit: Emit) -> mount.MountSpares:
+        return await self.stages.spare(params)
+
+    async def mount_sync(self, params: mount.MountSyncParams, emit: Emit) -> report.Done:
+        await self.stages.sync(params)
+        return report.Done("synced")
+
+    async def mount_unstage(self, params: mount.MountUnstageParams, emit: Emit) -> report.Done:
+        await self.stages.unstage(params)
+        return report.Done("forgotten")

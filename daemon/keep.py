@@ -14,9 +14,10 @@ from tbshare.daemon.mending import log_problem
 from tbshare.daemon.needed import living, living_versions, needed_trees
 from tbshare.daemon.refs import Refs
 from tbshare.daemon.service import Service
-from tbshare.errors import Interrupted, ObjectMissing, TbshareError
+from tbshare.errors import Interrupted, ObjectMissing, StoreUnusable, TbshareError
 from tbshare.store import care, disk
 from tbshare.store.care import Damage
+from tbshare.store.home import sweep_writers
 from tbshare.volumes.fold import State
 from tbshare.wire.local import GcParams, VerifyParams
 from tbshare.wire.report import Checked, DiskUse, DuLine, GcReport, HeldLine, Problem, VerifyReport
@@ -67,7 +68,10 @@ class Keep:
                 _log.exception("%s failed", work.__name__)
 
     async def _collect(self) -> None:
-        await self.gc(GcParams())
+        try:
+            await self.gc(GcParams())
+        except StoreUnusable as error:
+            _log.warning("no garbage is collected: %s", error)
 
     async def _compact(self) -> None:
         packed = await trio.to_thread.run_sync(self.service.log.compact)
@@ -82,7 +86,14 @@ class Keep:
         """Free what no ref, pin, lease or transfer needs and every member has seen removed."""
         service = self.service
         started = time.monotonic()
+        await trio.to_thread.run_sync(service.volumes.require_all)
+        if service.log.lost and not params.now:
+            raise StoreUnusable(
+                f"{service.log.lost}: the bytes that only it named are still here, and would go",
+                cure="tbshare gc --now",
+            )
         await trio.to_thread.run_sync(self._expire)
+        await trio.to_thread.run_sync(sweep_writers, service.store.home)
         async with service.collecting:
             while service.ingesting:  # what they took in is named by no ref yet
                 await service.ingested.wait()
@@ -97,6 +108,8 @@ class Keep:
             live |= of_versions
             live_trees |= bundles
             objects, freed = await trio.to_thread.run_sync(care.collect, service.store, live, live_trees)
+        if service.log.lost:
+            await trio.to_thread.run_sync(service.log.forget_lost)
         for tree in service.replicator.whole - trees:
             await service.replicator.note_gone(tree)
         names = {node: member.name for node, member in state.members.items()}

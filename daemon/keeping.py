@@ -9,7 +9,7 @@ from tbshare.content.block import ObjectId
 from tbshare.daemon.copies import Pair, objects_of, rows_of
 from tbshare.daemon.needed import living_now
 from tbshare.daemon.service import Service
-from tbshare.daemon.spread import pin_of
+from tbshare.daemon.wanted import pin_of
 from tbshare.errors import BlockCorrupt, FormatInvalid, ObjectInUse, ObjectMissing
 from tbshare.store.care import drop_object
 from tbshare.volumes.rows import VersionRow

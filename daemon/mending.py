@@ -1,5 +1,7 @@
 """A log.db that was damaged becomes whole again from what the other nodes have."""
 
+from functools import partial
+
 import trio
 
 from tbshare.daemon.service import Service
@@ -31,5 +33,8 @@ async def log_problem(service: Service, *, repair: bool) -> list[Problem]:
             await trio.sleep(POLL_SECONDS)
     if others and service.log.damaged:
         return [Problem("log.db", "", f"{said}; no other node is connected that has the rest")]
-    await trio.to_thread.run_sync(service.log.repaired)
-    return [Problem("log.db", "", said, repaired=True)]
+    if not service.log.damaged:
+        return [Problem("log.db", "", said, repaired=True)]
+    lost = f"{said}; no other node has the rest"
+    await trio.to_thread.run_sync(partial(service.log.repaired, lost=lost))
+    return [Problem("log.db", "", lost, repaired=True)]

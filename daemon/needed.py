@@ -44,19 +44,19 @@ def living(service: Service, trees: set[bytes]) -> tuple[set[bytes], set[bytes]]
     live, live_trees = set[bytes](), set(trees)
     for tree in trees:
         for _, entry in service.store.walk(TreeId(tree), skip_missing=True):
-            live.update(entry.large_xattrs())
+            live.update(object_id for object_id, _ in entry.objects())
             if entry.kind == EntryKind.TREE:
                 live_trees.add(entry.target)
-            elif entry.kind == EntryKind.FILE:
-                live.add(entry.target)
     return live, live_trees
 
 
 def living_versions(service: Service, state: State, *, now: bool) -> tuple[set[bytes], set[bytes]]:
     """Return the objects and trees that the versions kept here consist of, in all volumes.
 
-    Those of a removed volume stay for the grace time, by no wall clock; `now` does not wait for it.
+    Those of a removed volume stay for the grace time, by no wall clock; `now` does not wait for it. StoreUnusable
+    when not all of them are known: entries that damage took come back from peers, bytes that are only here do not.
     """
+    service.volumes.require_all()
     grace_seconds = service.config.number("store.grace_days") * DAY_SECONDS
     live, bundles = set[bytes](), set[bytes]()
     _add(service.spread.under_way(), live, bundles)

@@ -12,6 +12,7 @@ from tbshare.errors import DiskFull, FormatInvalid, TbshareError
 from tbshare.peers.fetch import TreeFetch
 from tbshare.peers.goal import Goal
 from tbshare.peers.mesh import Mesh, Peer
+from tbshare.peers.ranges import Ranges
 from tbshare.store.store import Store
 from tbshare.volumes.fold import RefVersion, State
 from tbshare.wire.message import AnyMessage, Have, Progress
@@ -71,6 +72,7 @@ class Replicator:
         self.accept, self.pinned, self.make_fetch = accept, pinned, make_fetch
         self.jobs: dict[bytes, _Job] = {}
         self.beside: dict[bytes, TreeFetch] = {}  # fetches of versions of files: daemon/spread.py runs them
+        self.readers: dict[bytes, Ranges] = {}  # what is read and not here: daemon/lazy.py runs them
         self.offered: set[bytes] = set()  # by nodes that are to be unplugged
         self.whole: set[bytes] = set()
         self.evicted: set[bytes] = set()  # not wanted again until pulled
@@ -92,8 +94,9 @@ class Replicator:
         assert isinstance(message, Have)
         job = self.jobs.get(message.tree)
         fetch = job.fetch if job is not None else self.beside.get(message.tree)
-        if fetch is not None:
-            fetch.on_have(peer, message)
+        for asker in (fetch, self.readers.get(message.tree)):
+            if asker is not None:
+                asker.on_have(peer, message)
 
     async def _on_progress(self, peer: Peer, message: AnyMessage) -> None:
         assert isinstance(message, Progress)
@@ -107,8 +110,9 @@ class Replicator:
         for job in list(self.jobs.values()):
             await job.fetch.on_joined(peer)
             job.again.set()
-        for fetch in list(self.beside.values()):
-            await fetch.on_joined(peer)
+        askers: list[TreeFetch | Ranges] = [*self.beside.values(), *self.readers.values()]
+        for asker in askers:
+            await asker.on_joined(peer)
         self.poke()
 
     def _on_keeps(self, trees: Iterable[bytes]) -> None:
@@ -117,8 +121,10 @@ class Replicator:
             job.again.set()
 
     async def _on_left(self, peer: Peer) -> None:
-        for fetch in [*[job.fetch for job in self.jobs.values()], *self.beside.values()]:
-            fetch.on_left(peer)
+        jobs = [job.fetch for job in self.jobs.values()]
+        askers: list[TreeFetch | Ranges] = [*jobs, *self.beside.values(), *self.readers.values()]
+        for asker in askers:
+            asker.on_left(peer)
         for key in [key for key in self.others if key[1] == peer.node]:
             del self.others[key]
         self._tell()

@@ -20,10 +20,11 @@ from tbshare import __version__
 from tbshare.content.ref import folded, part_from
 from tbshare.daemon.config import Config
 from tbshare.daemon.copies import rows_of
+from tbshare.daemon.lazy import Lazy
 from tbshare.daemon.locks import Locks
 from tbshare.daemon.processes import Processes
 from tbshare.daemon.replicate import Replicator
-from tbshare.daemon.spread import Spread
+from tbshare.daemon.spread import DRAINED_FILE, Spread
 from tbshare.daemon.trees import StoreTrees
 from tbshare.errors import StoreUnusable, UsageError
 from tbshare.peers.fetch import TreeFetch
@@ -97,6 +98,8 @@ class Service:
             make_fetch=self.make_fetch,
             pins=lambda: {pin.what for pin in log.pins.list()},
         )
+        self.spread.draining = (home / DRAINED_FILE).exists()
+        self.lazy = Lazy(store, self.mesh, self.lanes, self.records, self.spread, self.replicator)
         self.provider.grants.lookup = self._lookup
         self.leasing = Leasing(self.mesh)
         self.locks = Locks(self.mesh, self.leasing)
@@ -250,7 +253,7 @@ class Service:
             self.port = self.provider.port = int(str(port))
             await self._note_modes(await self.mesh.state())
             await nursery.start(serve_control)
-            parts = (self.leasing, self.mesh, self.provider, self.lanes, self.replicator, self.spread)
+            parts = (self.leasing, self.mesh, self.provider, self.lanes, self.replicator, self.spread, self.lazy)
             for task in (*[part.run for part in parts], beside):
                 nursery.start_soon(task)
             _log.info(

@@ -14,16 +14,16 @@ from typing import Final
 
 import trio
 
-from tbshare.content.block import named_hash
 from tbshare.daemon.copies import Copies, Pair, rows_of, whole_here
 from tbshare.daemon.replicate import Replicator
+from tbshare.daemon.wanted import Rule, batches
 from tbshare.errors import DiskFull, FormatInvalid, ObjectMissing, TbshareError
 from tbshare.peers.fetch import TreeFetch
 from tbshare.peers.goal import Goal, goal_of
 from tbshare.peers.mesh import Mesh, Peer
 from tbshare.store.store import Store
 from tbshare.volumes.fold import State
-from tbshare.volumes.policy import EVERYWHERE, ON_DEMAND, Policy
+from tbshare.volumes.policy import Policy
 from tbshare.volumes.rows import VersionRow
 from tbshare.volumes.tables import Here
 from tbshare.volumes.volumes import Changes, Volumes
@@ -34,67 +34,10 @@ _log = logging.getLogger("tbshare.daemon.spread")
 RETRY_SECONDS_MIN: Final = 0.5
 RETRY_SECONDS_MAX: Final = 30.0
 SCAN_VERSIONS: Final = 4000  # looked at in one go
-BATCH_VERSIONS: Final = 1000
-BATCH_BYTES: Final = 256 * 1024 * 1024  # a waiting read may have to wait for a batch to end
-ALONE_BYTES: Final = 64 * 1024 * 1024  # a version this large is fetched alone
 NEW_MAX: Final = 20_000  # saves that are remembered singly; of more the whole volume is looked through
 TOGETHER_SECONDS: Final = 0.01  # what is saved within this time is fetched together
 SLOTS: Final = 3  # batches at once, of what was here before and of what is saved now, each
-RENDEZVOUS_CONTEXT: Final = "tbshare 2026-11-24 node for a copy"
-AUTHOR_BYTES: Final = 8
-
-
-def chosen(content: bytes, nodes: Iterable[bytes], count: int) -> list[bytes]:
-    """Return the nodes that hold the `count` copies of a content: the same on every node. Pure."""
-    return sorted(nodes, key=lambda node: named_hash(RENDEZVOUS_CONTEXT, [node, content]), reverse=True)[:count]
-
-
-@dataclass(frozen=True)
-class Rule:
-    """What decides which versions of a volume this node holds. Pure."""
-
-    me: bytes
-    policy: Policy
-    accept: str  # all | on-demand | none
-    may_read: bool
-    nodes: frozenset[bytes]  # that take copies
-    pinned: frozenset[bytes] = frozenset()  # files, as `pin_of` names them
-    offered: frozenset[Pair] = frozenset()  # versions a node that is to be unplugged asked this one to take
-
-    def wants(self, volume: int, version: VersionRow) -> bool:
-        """Return whether the version should be here."""
-        if not self.may_read:
-            return False
-        asked = (version.file, version.version) in self.offered or pin_of(volume, version.file) in self.pinned
-        if asked or version.author == self.me[:AUTHOR_BYTES]:
-            return True
-        if self.accept != "all" or self.policy.replicate == ON_DEMAND:
-            return False
-        if self.policy.replicate == EVERYWHERE:
-            return True
-        return self.me in chosen(version.content, self.nodes, self.policy.copies)
-
-
-def pin_of(volume: int, file: int) -> bytes:
-    """Return what a pin of a file is kept as: no content, so that the versions to come are meant, too."""
-    return volume.to_bytes(8, "big") + file.to_bytes(8, "big")
-
-
-def batches(versions: Sequence[VersionRow]) -> list[list[VersionRow]]:
-    """Return the versions in parts that are fetched together. Pure."""
-    result: list[list[VersionRow]] = []
-    small: list[VersionRow] = []
-    size = 0
-    for each in versions:
-        if each.size >= ALONE_BYTES:
-            result.append([each])
-            continue
-        if len(small) == BATCH_VERSIONS or size + each.size > BATCH_BYTES:
-            result.append(small)
-            small, size = [], 0
-        small.append(each)
-        size += each.size
-    return [*result, small] if small else result
+DRAINED_FILE: Final = "drained"  # in the home while this node is to be unplugged
 
 
 @dataclass
@@ -158,8 +101,11 @@ class Spread:
         self._token = trio.lowlevel.current_trio_token()
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
-            self._follow_all()
-            await trio.sleep_forever()
+            try:
+                self._follow_all()
+                await trio.sleep_forever()
+            finally:
+                self._nursery = None  # others may still tell of new volumes
 
     # what happens elsewhere ------------------------------------------------------------------------------------
 
@@ -371,11 +317,19 @@ class Spread:
             await self._run(goal, rows, urgent=urgent)
         except FormatInvalid as error:
             return await self._fetch_apart(volume, rows, error, urgent=urgent)
+        return await self._told_here(volume, rows) == len(rows)
+
+    async def came(self, volume: int, versions: Sequence[Pair]) -> None:
+        """Note versions of which the last bytes may have come."""
+        await self._told_here(volume, await trio.to_thread.run_sync(rows_of, self.volumes, volume, versions))
+
+    async def _told_here(self, volume: int, rows: list[VersionRow]) -> int:
+        """Note which versions are here, and tell; return how many are."""
         here = await trio.to_thread.run_sync(self._note_here, volume, rows)
         for peer in list(self.mesh.peers.values()):
             if here and peer.hello.level >= limits.LEVEL_VOLUMES:
                 await peer.send(Grown(volume))
-        return here == len(rows)
+        return here
 
     async def _fetch_apart(
         self, volume: int, rows: list[VersionRow], error: FormatInvalid, *, urgent: bool
@@ -424,25 +378,47 @@ class Spread:
                 if await trio.to_thread.run_sync(self._note_here, volume, rows):
                     return
             holders = await self.holding.elsewhere(volume, [(file, version)], any_holder=True)
-            if not any(holders.values()):
-                raise await self._nowhere(rows[0])
-            if not await self._fetch(volume, rows, urgent=True) or (volume, (file, version)) in self.refused:
-                raise await self._nowhere(rows[0])
+            came = any(holders.values()) and await self._fetch(volume, rows, urgent=True)
+            if not came or (volume, (file, version)) in self.refused:
+                raise ObjectMissing(await self.nowhere(rows[0].author), cure="tbshare node ls")
 
-    async def _nowhere(self, row: VersionRow) -> ObjectMissing:
+    async def bring(self, volume: int, pairs: Sequence[Pair]) -> None:
+        """Have several small versions here in one fetch, as far as they come: somebody reads them in turn."""
+        rows = await trio.to_thread.run_sync(rows_of, self.volumes, volume, pairs)
+        here = await trio.to_thread.run_sync(whole_here, self.store, rows)
+        missing = [row for row, is_here in zip(rows, here, strict=True) if not is_here]
+        missing = [row for row in missing if (volume, (row.file, row.version)) not in self.refused]
+        if not missing:
+            return
+        try:
+            asked = [(row.file, row.version) for row in missing]
+            holders = await self.holding.elsewhere(volume, asked, any_holder=True)
+            held = set[Pair]().union(*holders.values())
+            there = [row for row in missing if (row.file, row.version) in held]
+            if there:
+                await self._fetch(volume, there, urgent=True)
+        except TbshareError as error:
+            _log.info("versions of volume %016x are not here yet: %s", volume, error)
+
+    def fetched_bytes(self, file: int, version: int) -> int:
+        """Return how much has come of what is being fetched together with a version; 0 when nothing is."""
+        for job in self._jobs.values():
+            if any((row.file, row.version) == (file, version) for row in job.versions):
+                return job.fetch.progress().bytes_present
+        return 0
+
+    async def nowhere(self, author: bytes) -> str:
+        """Return why the bytes of a version cannot be had; `author` is how the key of who saved it begins."""
         state = await self.mesh.state()
         members = [*state.members.values(), *state.removed_members.values()]
-        author = next((member.name for member in members if member.node.startswith(row.author)), row.author.hex())
+        name = next((member.name for member in members if member.node.startswith(author)), author[:4].hex())
         away = sorted(
             member.name
             for member in state.members.values()
             if member.node not in self.mesh.peers and member.node != self.mesh.identity.node
         )
         missing = f"not connected: {', '.join(away)}" if away else "every node is connected"
-        return ObjectMissing(
-            f"its bytes are on no node that is connected; {author} saved it ({missing})",
-            cure="tbshare node ls",
-        )
+        return f"its bytes are on no node that is connected; {name} saved it ({missing})"
 
     # what others ask of it -------------------------------------------------------------------------------------
 

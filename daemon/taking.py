@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tbshare.content.block import TreeId
-from tbshare.content.tree import XATTR_BYTES_MAX, Entry, Tree
+from tbshare.content.tree import LARGE_BYTES, XATTR_BYTES_MAX, Entry, Tree
 from tbshare.content.tree import Kind as EntryKind
 from tbshare.daemon import local_tree
 from tbshare.daemon.local_tree import Found
@@ -37,6 +37,7 @@ from tbshare.volumes.bundle import is_bundle_name
 from tbshare.volumes.entry import XATTRS_BYTES_MAX, XATTRS_MAX
 from tbshare.volumes.item import Attributes, Content, Item, Large, Put, Saved
 from tbshare.volumes.item import Path as VolumePath
+from tbshare.volumes.paths import joined
 from tbshare.volumes.volume import Handle
 
 BATCH_PATHS = 500
@@ -56,6 +57,7 @@ class Taken:
     files_skipped: int = 0
     directories: int = 0
     shared: int = 0  # copied inside the store
+    away: int = 0  # of these, whose bytes no node has that is connected
     bytes: int = 0
     path: str = ""
     troubles: list[str] = field(default_factory=list[str])
@@ -302,12 +304,7 @@ class Taking:
 
     def _inner(self, found: Found, before: Entry | None) -> Entry:
         name, status = found.path[-1], found.status
-        xattrs = sorted(local_tree.read_xattrs(found.real).items())
-        if sum(len(key) + len(value) for key, value in xattrs) > XATTR_BYTES_MAX:
-            self.taken.warnings.append(
-                f"{shown(found.path)}: its extended attributes are too large and are left out"
-            )
-            xattrs = []
+        xattrs = self._inner_xattrs(found)
         mode, mtime_ns = status.st_mode & 0o7777, status.st_mtime_ns
         if (
             found.kind == "link"
@@ -321,12 +318,30 @@ class Taking:
         if found.kind == "directory":
             below = before.target if before is not None and before.kind == EntryKind.TREE else b""
             tree = self._bundle(found, below)
+            if before is not None and tree.id == below:  # a link in the place of a file has changed its time alone
+                mtime_ns = before.mtime_ns
             return Entry(name, EntryKind.TREE, tree.id, tree.size, mode, mtime_ns, xattrs)
         known = before if self._resume else None
         if known is not None and (known.kind, known.size, known.mtime_ns) == (0, found.size, mtime_ns):
             self._advance(found.size)
             return Entry(name, EntryKind.FILE, known.target, found.size, mode, mtime_ns, xattrs)
         return Entry(name, EntryKind.FILE, self._object(found, 0), found.size, mode, mtime_ns, xattrs)
+
+    def _inner_xattrs(self, found: Found) -> list[tuple[bytes, bytes]]:
+        """Return attributes as an entry of a tree has them: the largest as objects, until they fit in there."""
+        values = local_tree.read_xattrs(found.real)
+        inline, large = dict[bytes, bytes | Large | None](values), dict[bytes, bytes | Large | None]()
+        for name in sorted(values, key=lambda name: (-len(values[name]), name)):
+            stored = joined({**inline, **large}, {})
+            if sum(len(key) + len(value or b"") for key, value in stored.items()) <= XATTR_BYTES_MAX:
+                break
+            if len(values[name]) > LARGE_BYTES:
+                large[name] = self._large(name, values[name])
+            else:
+                del inline[name]
+                self.taken.warnings.append(f"{shown(found.path)}: too many extended attributes; some are left out")
+        stored = joined({**inline, **large}, {})
+        return sorted((name, value) for name, value in stored.items() if value is not None)
 
     # batches ---------------------------------------------------------------------------------------------------
 

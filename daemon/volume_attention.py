@@ -13,6 +13,15 @@ def volume_attention(service: Service) -> list[Attention]:
     lines: list[Attention] = []
     if service.log.damaged:
         lines.append(Attention("log", service.log.damaged, "tbshare verify --repair"))
+    if service.log.lost:
+        text = f"{service.log.lost}: no garbage is collected, as it may be bytes that only the log named"
+        lines.append(Attention("log", text, "tbshare gc --now"))
+    if service.spread.draining:
+        lines.append(Attention("drain", "this node was drained and takes no copies", "tbshare undrain"))
+    for node in service.log.unheeding():
+        name = service.log.state().members[node].name
+        text = f"{name} goes on writing where its role, or the ownership, was taken from it"
+        lines.append(Attention("role", text, f"tbshare node rm {name}"))
     for handle in service.volumes.handles():
         try:
             lines += _of_volume(service, handle)

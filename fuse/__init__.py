@@ -1,3 +1,3 @@
-"""The mount: one core of operations behind several fronts (not built yet)."""
+"""The mount: one core of operations behind several fronts."""
 
 assert __name__ == "tbshare.fuse", "import this package as tbshare.fuse"

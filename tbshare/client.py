@@ -134,6 +134,17 @@ class Client:
         """Close the connection."""
         self._connection.close()
 
+    @property
+    def hung_up(self) -> bool:
+        """Whether the daemon has closed the connection, between calls: it says nothing then of itself."""
+        try:
+            self._connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+        return True
+
     def wait_closed(self, timeout_seconds: float) -> None:
         """Wait until the daemon closes the connection; TimeoutError when it does not."""
         self._connection.settimeout(timeout_seconds)
@@ -274,9 +285,9 @@ class Client:
         params = files.FileListParams(where=where, details=details, xattrs=xattrs)
         return self._call("file_list", params, files.FileList)
 
-    def file_stat(self, where: Where) -> files.FileStat:
+    def file_stat(self, where: Where, *, details: bool = True) -> files.FileStat:
         """Return one file or directory; PathMissing when there is none."""
-        return self._call("file_stat", files.FileStatParams(where=where), files.FileStat)
+        return self._call("file_stat", files.FileStatParams(where=where, details=details), files.FileStat)
 
     def file_show(self, where: Where) -> files.FileReport:
         """Return a file, its versions, and who holds it."""
@@ -291,6 +302,18 @@ class Client:
 
         return self._call("file_read", params, files.FileRead, chunk)
 
+    def file_extents(self, params: files.FileExtentsParams) -> files.FileExtents:
+        """Return where the bytes of a file are in the store, to be read or mapped without the daemon."""
+        return self._call("file_extents", params, files.FileExtents)
+
+    def file_stage(self, where: Where, *, new: bool = False) -> files.Staging:
+        """Say what is to be written, and hear where; the errors that writing it would end with come now."""
+        return self._call("file_stage", files.FileStageParams(where=where, new=new), files.Staging)
+
+    def file_commit(self, commits: list[files.Commit]) -> files.FileCommitted:
+        """Save what was written, all of it or nothing; durable on return."""
+        return self._call("file_commit", files.FileCommitParams(commits=commits), files.FileCommitted)
+
     def file_copy(self, params: files.FileCopyParams, on_event: OnEvent | None = None) -> files.CopyReport:
         """Copy into, out of, or inside volumes; durable on return."""
         return self._call("file_copy", params, files.CopyReport, on_event)
@@ -300,9 +323,11 @@ class Client:
         params = files.FileMoveParams(source=source, target=target, into=into)
         return self._call("file_move", params, files.FileStat)
 
-    def file_remove(self, wheres: list[Where], *, recursive: bool = False) -> files.FileRemoved:
-        """Remove files, and directories with `recursive`; `restore` brings them back."""
-        params = files.FileRemoveParams(wheres=wheres, recursive=recursive)
+    def file_remove(
+        self, wheres: list[Where], *, recursive: bool = False, empty: bool = False
+    ) -> files.FileRemoved:
+        """Remove files, directories with `recursive`, or empty ones with `empty`; `restore` brings them back."""
+        params = files.FileRemoveParams(wheres=wheres, recursive=recursive, empty=empty)
         return self._call("file_remove", params, files.FileRemoved)
 
     def file_mkdir(self, where: Where, *, parents: bool = False) -> files.FileStat:
@@ -397,7 +422,7 @@ class Client:
             if answer.id not in (identifier, 0):
                 continue  # of a call that ended with an exception of on_event
             if answer.error is not None:
-                raise _raised(answer.error)
+                raise raised(answer.error)
             if answer.part:
                 parts += answer.part
             elif answer.event is None:
@@ -429,7 +454,7 @@ def _encode(method: str, params: Params) -> bytes:
         raise errors.UsageError(f"{method}: a number is too large") from error
 
 
-def _raised(failure: local.Failure) -> TbshareError:
+def raised(failure: local.Failure) -> TbshareError:
     """Return the daemon's error as the class it had there."""
     kind: object = getattr(errors, failure.kind, None)
     if isinstance(kind, type) and issubclass(kind, TbshareError):

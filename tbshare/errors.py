@@ -46,6 +46,10 @@ class SourceChanged(InputRefused):
     """A file changed while it was read."""
 
 
+class VolumeUnknown(UsageError):
+    """No such volume; the message names the nearest."""
+
+
 class RefUnknown(TbshareError):
     """No such ref; the message names where it was looked for and the nearest names."""
 
@@ -84,6 +88,10 @@ class DiskFull(TbshareError):
 
 class ConfigInvalid(UsageError):
     """config.toml has an unknown key or a value of the wrong kind."""
+
+
+class MountFailed(TbshareError):
+    """A directory cannot be mounted on or unmounted; the message says why."""
 
 
 class DaemonUnreachable(TbshareError):
@@ -184,6 +192,12 @@ class XattrsTooLarge(FileError):
     errno = errno.E2BIG
 
 
+class TooManyAtOnce(FileError):
+    """More than can become visible in one moment."""
+
+    errno = errno.E2BIG
+
+
 class NameTooLong(FileError):
     """A name of more than 255 bytes, or 255 UTF-16 units, or a path of too many parts."""
 
@@ -196,6 +210,12 @@ class Locked(FileError):
     errno = errno.EBUSY
 
 
+class StageMissing(FileError):
+    """A working file of a mount is not there: it was saved, or its mount was taken for gone."""
+
+    errno = errno.ESTALE
+
+
 class VolumeReadOnly(FileError):
     """The volume takes no writes here: role, mode, damage, or a newer version of tbshare."""
 
@@ -204,6 +224,25 @@ class VolumeReadOnly(FileError):
 
 class ModelRefused(TbshareError):
     """A model is incomplete or does not hold together; MLX never sees it."""
+
+
+_NUMBERS: dict[type[TbshareError], int] = {
+    VolumeUnknown: errno.ENOENT,
+    NotPermitted: errno.EPERM,
+    DiskFull: errno.ENOSPC,
+    ObjectInUse: errno.EBUSY,
+    UsageError: errno.EINVAL,
+    RefUnknown: errno.ENOENT,
+    InputRefused: errno.EINVAL,
+    Interrupted: errno.EINTR,
+}
+
+
+def errno_of(error: TbshareError) -> int:
+    """Return what a mount answers for an error; EIO for what is not the asker's to know."""
+    if isinstance(error, FileError):
+        return error.errno
+    return next((number for kind, number in _NUMBERS.items() if isinstance(error, kind)), errno.EIO)
 
 
 def innermost(error: BaseException) -> BaseException:

@@ -47,6 +47,13 @@ class Cables:
         word = "up" if works else "down"
         _root("ip", "-n", self.namespace(low), "link", "set", self.device(low, high), word)
 
+    def limit(self, pair: tuple[int, int], megabits: int) -> None:
+        """Let a cable take so much a second, each way; what comes faster waits for up to 50 ms."""
+        shape = f"root tbf rate {megabits}mbit burst 256kb latency 50ms".split()
+        for number, other in (pair, pair[::-1]):
+            device = self.device(number, other)
+            _root("tc", "-n", self.namespace(number), "qdisc", "replace", "dev", device, *shape)
+
 
 @contextlib.contextmanager
 def cabled(count: int) -> Generator[Cables]:

@@ -51,10 +51,11 @@ class Entry(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=
     mtime_ns: int
     xattrs: list[tuple[bytes, bytes]] = []  # ordered by name
 
-    def large_xattrs(self) -> list[bytes]:
-        """Return the objects that the values of extended attributes are, of those that are too large for here."""
-        found = [large_of(name, value) for name, value in self.xattrs]
-        return [each[0] for each in found if each is not None]
+    def objects(self) -> list[tuple[bytes, int]]:
+        """Return the objects it names, with their sizes: a file's bytes, and xattrs too large for here."""
+        found = [large_of(name, value) for name, value in self.xattrs] if self.xattrs else []
+        own = [(self.target, self.size)] if self.kind == Kind.FILE else []
+        return own + [each for each in found if each is not None]
 
 
 class _Encoded(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):

@@ -181,7 +181,7 @@ class TreeFetch:
         )
 
     def _rate(self, node: bytes) -> float:
-        kept = [lanes.rate.bytes_per_second for (peer, _), lanes in self._lanes.by_peer.items() if peer == node]
+        kept = [lanes.rate.bytes_per_second for key, lanes in self._lanes.by_peer.items() if key.node == node]
         return sum(kept) if self.state == "fetching" else 0.0
 
     # the run ---------------------------------------------------------------------------------------------------
@@ -401,6 +401,10 @@ class TreeFetch:
         for unit in units:
             arriving, number = self._units[unit]
             found = arriving.manifest
+            if bits.contains(arriving.readable, number):  # it came for a reader, or just before it was taken back
+                self.bytes_moved += self._sizes[unit]
+                self._note_here(unit)
+                continue
             target = Target(found.block(number), self._sizes[unit], partial(arriving.write, number))
             self._in_flight[unit] = node
             self._asked_bytes += self._sizes[unit]

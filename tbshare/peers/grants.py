@@ -22,7 +22,7 @@ from tbshare.volumes.fold import State
 from tbshare.wire.message import Want
 
 GRANTS_MAX = 64  # of trees of refs, kept for all peers together
-VERSIONS_GRANTS_MAX = 16  # fetches of versions of one peer at once
+VERSIONS_GRANTS_MAX = 128  # fetches of versions of one peer at once, and files it reads
 
 
 class Stored(Protocol):
@@ -173,9 +173,8 @@ class Grants:
             listing = self.store.tree(TreeId(stack.pop()))
             whole &= listing is not None
             for entry in listing.entries if listing is not None else ():
-                if entry.kind == EntryKind.FILE:
-                    objects[ObjectId(entry.target)] = None
-                elif entry.kind == EntryKind.TREE and entry.target not in listings:
+                objects |= dict.fromkeys([ObjectId(object_id) for object_id, _ in entry.objects()])
+                if entry.kind == EntryKind.TREE and entry.target not in listings:
                     listings.add(entry.target)
                     stack.append(entry.target)
         return objects, listings, whole

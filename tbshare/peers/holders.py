@@ -10,7 +10,7 @@ from tbshare.peers.plan import PeerView, window
 
 FAULTS_MAX = 3  # lanes from one peer that ended badly; then it is not asked any more for this tree
 STARVED_SECONDS = 5.0  # without anybody to ask for what is missing: then the fetch fails, and is tried again later
-STARVED_SECONDS_MIN = 1.0  # the same, when all have said what they hold
+STARVED_SECONDS_MIN = 2.0  # the same, when all have said what they hold
 
 
 class Holder:

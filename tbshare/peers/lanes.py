@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import trio
 
@@ -38,7 +38,16 @@ from tbshare.wire.message import (
 _log = logging.getLogger("tbshare.peers.lanes")
 REOPEN_SECONDS = 1.0
 DEAD_LANE_SECONDS = 1.5  # a lane that stays suspect this long is cut and opened again
+URGENT_BUFFERS = 4
 BLOCK_SECONDS_MAX = 600.0  # for one block: below 7 KB/s a lane only holds a buffer
+
+
+class Key(NamedTuple):
+    """Which lanes: from whom, and of which kind."""
+
+    node: bytes
+    sealed: bool
+    urgent: bool
 
 
 class Fetching(Protocol):
@@ -168,10 +177,10 @@ class Lane:
 
 
 class PeerLanes:
-    """All lanes from one peer, and how fast it delivers."""
+    """All lanes of one kind from one peer, and how fast it delivers on them."""
 
-    def __init__(self, peer: Peer) -> None:
-        self.peer = peer
+    def __init__(self, peer: Peer, *, sealed: bool, urgent: bool) -> None:
+        self.peer, self.sealed, self.urgent = peer, sealed, urgent
         self.lanes: list[Lane] = []
         self.rate = Rate()
         self.bytes_before = 0
@@ -210,7 +219,8 @@ class Lanes:
 
     def __init__(self, mesh: Mesh, pool: BufferPool, *, count: int, sealed: Callable[[Peer, str], bool]) -> None:
         self.mesh, self.pool, self.count, self.sealed = mesh, pool, count, sealed
-        self.by_peer: dict[tuple[bytes, bool], PeerLanes] = {}
+        self._urgent_pool = BufferPool(URGENT_BUFFERS)  # of their own: bulk that waits for the disk has all others
+        self.by_peer: dict[Key, PeerLanes] = {}
         self._numbers = itertools.count(1)
         self._requests = itertools.count(1)
         self._ready: dict[tuple[bytes, int], trio.Event] = {}
@@ -244,26 +254,30 @@ class Lanes:
                         if lane.end is not None:
                             lane.end.close()
 
-    def of(self, peer: Peer, volume: str) -> PeerLanes:
-        """Return the lanes from a peer that may carry blocks of a volume; opens them when there are none."""
-        sealed = self.sealed(peer, volume)
-        lanes = self.by_peer.get((peer.node, sealed))
+    def of(self, peer: Peer, volume: str, *, urgent: bool = False) -> PeerLanes:
+        """Return the lanes from a peer that may carry blocks of a volume; opens them when there are none.
+
+        `urgent`: the one on which is asked for what somebody waits for.
+        """
+        key = Key(peer.node, self.sealed(peer, volume), urgent)
+        lanes = self.by_peer.get(key)
         if lanes is None or lanes.peer is not peer:
-            lanes = self.by_peer[peer.node, sealed] = PeerLanes(peer)
-        if len(lanes.lanes) < self.count and not lanes.opening and time.monotonic() >= lanes.reopen_at:
+            lanes = self.by_peer[key] = PeerLanes(peer, sealed=key.sealed, urgent=urgent)
+        wanted = 1 if urgent else self.count
+        if len(lanes.lanes) < wanted and not lanes.opening and time.monotonic() >= lanes.reopen_at:
             lanes.opening = True
             assert self._nursery is not None
-            self._nursery.start_soon(self._open, lanes, sealed)
+            self._nursery.start_soon(self._open, lanes)
         return lanes
 
-    async def _open(self, lanes: PeerLanes, sealed: bool) -> None:
-        peer = lanes.peer
+    async def _open(self, lanes: PeerLanes) -> None:
+        peer, sealed = lanes.peer, lanes.sealed
         number = next(self._numbers)
         lane = Lane(self, peer, number)
         key = (peer.node, number)
         event = self._ready[key] = trio.Event()
         try:
-            await peer.send(LaneOpen(number, sealed))
+            await peer.send(LaneOpen(number, sealed, lanes.urgent))
             with trio.fail_after(limits.HANDSHAKE_SECONDS):
                 await event.wait()
             ready = self._answers.pop(key)
@@ -273,7 +287,8 @@ class Lanes:
                 connect_lane, (peer.lane_host, ready.port), ready.admission, ready.token, source=peer.local_host
             )
             connection = await trio.to_thread.run_sync(dial)
-            lane.end = ReceiveLane(connection, lane, self.pool, key=ready.key)
+            pool = self._urgent_pool if lanes.urgent else self.pool
+            lane.end = ReceiveLane(connection, lane, pool, key=ready.key, urgent=lanes.urgent)
             lanes.lanes.append(lane)
         except (PeerError, PeerUnreachable, OSError, trio.TooSlowError, KeyError) as error:
             _log.info("no lane from %s: %s", peer.hello.name, error)
@@ -304,7 +319,8 @@ class Lanes:
                 lane.asked_at = time.monotonic()
             lane.outstanding += 1
             lane.outstanding_bytes += target.length
-            batches.setdefault(lane, []).append(Wanted(request, object_id, index))
+            first, leaves = (target.run.first, target.run.count) if target.run is not None else (0, 0)
+            batches.setdefault(lane, []).append(Wanted(request, object_id, index, first, leaves))
         for lane, batch in batches.items():
             for start in range(0, len(batch), limits.BLOCKS_PER_FETCH):
                 part = batch[start : start + limits.BLOCKS_PER_FETCH]
@@ -312,8 +328,8 @@ class Lanes:
 
     async def cancel(self, node: bytes, fetch: Fetching, units: set[int] | None = None) -> None:
         """Take back requests of a fetch at one peer, all or some; what still arrives is dropped."""
-        for (peer_node, _), lanes in list(self.by_peer.items()):
-            if peer_node != node:
+        for key, lanes in list(self.by_peer.items()):
+            if key.node != node:
                 continue
             for lane in list(lanes.lanes):
                 numbers: list[int] = []
@@ -365,8 +381,8 @@ class Lanes:
 
     async def _on_refused(self, peer: Peer, message: AnyMessage) -> None:
         assert isinstance(message, Refused)
-        for (node, _), lanes in self.by_peer.items():
-            if node == peer.node:
+        for key, lanes in self.by_peer.items():
+            if key.node == peer.node:
                 for lane in lanes.lanes:
                     if lane.number == message.lane:
                         lane.refused(message.requests, message.reason)

@@ -218,7 +218,7 @@ class Leasing:
         now = trio.current_time()
         if self._grants is None:
             self._grants = Grants(self.node, now)
-        if self._told >= set(state.members) - {self.node}:
+        if self._told | self.mesh.absent >= set(state.members) - {self.node}:
             self._grants.all_told()
         if not request.renews and (against := self._known.against(request, now)) is not None:
             return Refusal(against)

@@ -114,6 +114,7 @@ class Mesh:
         self.name = name
         self._hello = hello
         self.peers: dict[bytes, Peer] = {}
+        self.absent: set[bytes] = set()  # nodes that did not answer when they were last dialled
         self.addresses: dict[bytes, list[str]] = {}  # where nodes were last reached or said to be
         self.seen: dict[bytes, float] = {}  # node -> trio time of the last session's end
         self._handlers: dict[type[Message], Handler] = {}
@@ -269,6 +270,7 @@ class Mesh:
                             if await self._dial(node):
                                 pause = REDIAL_SECONDS_MIN
                             else:
+                                self.absent.add(node)
                                 pause = min(pause * 2, REDIAL_SECONDS_MAX)
                         with trio.move_on_after(pause):
                             await self._redial.wait()
@@ -375,6 +377,7 @@ class Mesh:
             smaller_dialled = peer.dialled == (self.identity.node < peer.node)
             if not smaller_dialled:
                 return False
+        self.absent.discard(peer.node)
         self.peers[peer.node] = peer  # before anything is awaited: a third session must find it
         self._greeting.discard(peer.node)
         if standing is not None:

@@ -10,19 +10,22 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import trio
 
 from tbshare.content import bits
 from tbshare.content.block import ObjectId
+from tbshare.content.leaves import Run
 from tbshare.errors import BlockCorrupt, ObjectMissing, PeerError
 from tbshare.peers.grants import Grant, Grants
 from tbshare.peers.mesh import Mesh, Peer
+from tbshare.peers.rows import Rows
 from tbshare.store.pack import Kind
 from tbshare.store.store import Store
 from tbshare.transport.lane_send import QUEUE_ITEMS_MAX, SendLane
 from tbshare.transport.link import Item
+from tbshare.transport.precedence import Precedence
 from tbshare.transport.rate import RateLimit
 from tbshare.volumes.catalogue import MODELS_ID
 from tbshare.wire import lane as lane_wire
@@ -50,6 +53,7 @@ _log = logging.getLogger("tbshare.peers.provide")
 LANES_PER_PEER_MAX = 8
 HOLDINGS_PER_MESSAGE = 2000
 WANTS_MAX = 10_000
+SUSPECTS_MAX = 1000
 QUESTIONS_MAX = 8  # RecordsWanted of one peer that are being answered; a fetch has one at a time
 
 
@@ -62,6 +66,7 @@ class _Lane:
     admission: int
     key: bytes
     offered_at: float  # monotonic
+    urgent: bool = False
     end: SendLane | None = None
     queued: list[Item] = field(default_factory=list[Item])
 
@@ -97,6 +102,8 @@ class Provider:
         self.bytes_served = 0
         self.must_seal: Callable[[Peer, int], bool] = lambda _peer, _volume: False  # whether it may not go plain
         self.grants = Grants(store, mesh)
+        self.precedence = Precedence()
+        self._rows = Rows(store)
         self._lanes: dict[tuple[bytes, int], _Lane] = {}
         self._waiting: dict[int, _Lane] = {}  # by admission, until they are dialled
         self._admissions = lane_wire.Tokens()
@@ -233,7 +240,7 @@ class Provider:
         key = secrets.token_bytes(lane_wire.KEY_BYTES) if message.sealed else b""
         token = secrets.token_bytes(lane_wire.TOKEN_BYTES)
         self._last_admission += 1
-        lane = _Lane(peer.node, message.lane, self._last_admission, key, now)
+        lane = _Lane(peer.node, message.lane, self._last_admission, key, now, message.urgent)
         self._admissions.issue(lane.admission, token)
         self._waiting[lane.admission] = lane
         self._lanes[peer.node, message.lane] = lane
@@ -255,7 +262,12 @@ class Provider:
         admitted()
         connection = socket.socket(fileno=stream.socket.detach())
         lane.end = SendLane(
-            connection, _Origin(self, lane, trio.lowlevel.current_trio_token()), key=lane.key, limit=self.limit
+            connection,
+            _Origin(self, lane, trio.lowlevel.current_trio_token()),
+            key=lane.key,
+            limit=self.limit,
+            precedence=None if lane.urgent else self.precedence,
+            urgent=lane.urgent,
         )
         queued, lane.queued = lane.queued, []
         lane.end.submit(queued)
@@ -289,7 +301,9 @@ class Provider:
             _log.warning("%s asked for blocks of a tree that it may not have", peer.hello.name)
         objects = grant.records if lane.key or not self.must_seal(peer, grant.volume) else frozenset[bytes]()
         known = [wanted for wanted in message.blocks if wanted.object in objects]
-        items = await trio.to_thread.run_sync(self._items, known)
+        items, rotten = await trio.to_thread.run_sync(self._items, known, lane.urgent)
+        for object_id, index in rotten:
+            self._suspect(object_id, index)
         self.bytes_served += sum(item.length for item in items)
         if self._lanes.get((peer.node, message.lane)) is not lane:  # it ended while the files were opened
             for item in items:
@@ -301,18 +315,41 @@ class Provider:
         if refused:
             await peer.send(Refused(message.lane, refused, "not here"))
 
-    def _items(self, blocks: list[Wanted]) -> list[Item]:
-        """Open blocks for sending; what is not here, or cannot be opened now, is left out."""
+    def _items(self, blocks: list[Wanted], urgent: bool) -> tuple[list[Item], list[tuple[ObjectId, int]]]:
+        """Open blocks for sending; what is not here, or cannot be opened now, is left out. And what is rotten."""
         items: list[Item] = []
+        rotten: list[tuple[ObjectId, int]] = []
         for wanted in blocks:
             try:
-                place = self.store.open_block(ObjectId(wanted.object), wanted.index)
+                item = self._item(wanted)
             except (OSError, BlockCorrupt, ObjectMissing) as error:
                 _log.warning("block %d of %s cannot be read: %s", wanted.index, wanted.object.hex(), error)
+                if isinstance(error, BlockCorrupt):
+                    rotten.append((ObjectId(wanted.object), wanted.index))
                 continue
-            if place is not None:
-                items.append(Item(wanted.request, place.descriptor, place.offset, place.length, place.release))
-        return items
+            if item is not None and urgent:
+                item = replace(item, release=self.precedence.goes_first(item.release))
+            if item is not None:
+                items.append(item)
+        return items, rotten
+
+    def _item(self, wanted: Wanted) -> Item | None:
+        """Open a block, or a run of its leaves; None when it is not here."""
+        place = self.store.open_block(ObjectId(wanted.object), wanted.index)
+        if place is None:
+            return None
+        if not wanted.leaves:
+            return Item(wanted.request, place.descriptor, place.offset, place.length, place.release)
+        run = Run(wanted.first_leaf, wanted.leaves, place.length)
+        try:
+            row = self._rows.of(ObjectId(wanted.object), wanted.index, place) if run.is_part else b""
+        except BaseException:
+            place.release()
+            raise
+        if not row:
+            place.release()
+            return None
+        return Item(wanted.request, place.descriptor, place.offset + run.start, run.size, place.release, row)
 
     @staticmethod
     def _queue(lane: _Lane, items: list[Item]) -> None:
@@ -340,8 +377,12 @@ class Provider:
         _log.warning(
             "%s got a corrupt block %d of %s from here", peer.hello.name, message.index, message.object.hex()
         )
-        if len(self.suspects) < 1000:
-            self.suspects.append((ObjectId(message.object), message.index))
+        self._suspect(ObjectId(message.object), message.index)
+
+    def _suspect(self, object_id: ObjectId, index: int) -> None:
+        """Have a block looked at by the verifier."""
+        if len(self.suspects) < SUSPECTS_MAX:
+            self.suspects.append((object_id, index))
             self.suspected.set()
 
     async def _on_left(self, peer: Peer) -> None:

@@ -110,6 +110,18 @@ class RecordFetcher:
         await self._ensure(tree_id, list(objects), check, Kind.MANIFEST)
         await trio.to_thread.run_sync(self.store.sync_records)
 
+    async def manifest(self, root: TreeId, object_id: ObjectId, size: int | None) -> None:
+        """Bring one manifest into the store, not yet synced. ObjectMissing, FormatInvalid.
+
+        It is of an object of what peers know by `root`; `size` is what is said elsewhere of it, if anything is.
+        """
+
+        def check(record_id: bytes, data: bytes) -> bool:
+            said = manifest.decode(data).size if size is None else size
+            return self._is_manifest({object_id: said}, record_id, data)
+
+        await self._ensure(root, [object_id], check, Kind.MANIFEST)
+
     async def _listings(
         self, tree_id: TreeId, volume: str, root: Tree | None, came: set[bytes]
     ) -> dict[bytes, int]:
@@ -252,6 +264,7 @@ def _checked(path: tuple[bytes, ...], listing: Tree, volume: str, objects: dict[
                 raise FormatInvalid(f"{shown(inner)} is a link that leaves what was pushed")
         if entry.kind == EntryKind.TREE:
             below.append((inner, entry.target, entry.size))
-        elif entry.kind == EntryKind.FILE and objects.setdefault(entry.target, entry.size) != entry.size:
-            raise FormatInvalid(f"{shown(inner)} has another size elsewhere")
+        for object_id, size in entry.objects():
+            if objects.setdefault(object_id, size) != size:
+                raise FormatInvalid(f"{shown(inner)} has another size elsewhere")
     return below

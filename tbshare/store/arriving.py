@@ -2,8 +2,10 @@
 
 Three states of a block, and only one way between them: absent -> written (its bytes passed the hash and lie in
 the page cache) -> present (they are synced, and the index says so). What is written is served to others; what is
-present survives the power. A failed sync makes the written blocks of that file absent again, because the pages
-may be gone although a second fsync would succeed (Rebello et al., USENIX ATC 2020).
+present survives the power. Of an absent block some leaves may be here, for whoever reads the object while it is
+not whole; they are remembered in memory only, until the block has all of them and is written. A failed sync makes
+the written blocks of that file absent again, because the pages may be gone although a second fsync would succeed
+(Rebello et al., USENIX ATC 2020).
 """
 
 import contextlib
@@ -14,6 +16,8 @@ from threading import Condition, Lock
 
 from tbshare.content import bits, layout
 from tbshare.content.bits import Bits
+from tbshare.content.block import LEAF_BYTES
+from tbshare.content.leaves import leaf_count
 from tbshare.content.manifest import Manifest
 from tbshare.store import disk
 
@@ -23,14 +27,17 @@ SMALL_BYTES = 64 * 1024  # an object up to this size rests in a pack, and arrive
 class Arriving:
     """One partial object. Thread-safe: lanes write, the syncer syncs, senders read."""
 
-    def __init__(self, manifest: Manifest, path: Path, present: Bits) -> None:
-        """Open or make the partial file; DiskFull when its space cannot be reserved."""
+    def __init__(self, manifest: Manifest, path: Path, present: Bits, *, reserved: bool = True) -> None:
+        """Open or make the partial file; DiskFull when its space is to be `reserved` and cannot be."""
         self.manifest = manifest
         self.layout = layout.choose(manifest.header)
         self.path = path
         self.present = present
         self.recorded = present  # what the index says is present
         self.written: Bits = 0
+        self.owned = False  # somebody brings in all of it
+        self.readers = 0  # who bring in what they read; this and the former are the store's
+        self._leaves: dict[int, Bits] = {}  # of blocks that are absent
         self._failures = 0
         self._lock = Lock()
         self._idle = Condition(self._lock)  # told when `_writers` falls
@@ -39,21 +46,22 @@ class Arriving:
         self._closed = False
         self._writers = 0
         self._memory = bytearray(manifest.size) if self.small else None
-        self.descriptor = -1 if self.small else self._open()
+        self.descriptor = -1 if self.small else self._open(reserved)
 
     @property
     def small(self) -> bool:
         """Whether it is kept in memory until it is complete."""
         return self.manifest.size <= SMALL_BYTES
 
-    def _open(self) -> int:
+    def _open(self, reserved: bool) -> int:
         with contextlib.suppress(FileNotFoundError):
             os.chmod(self.path, 0o600)  # read-only when we were stopped just before its last rename
         descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        size = self.manifest.size + self.layout.shift
         try:
-            if os.fstat(descriptor).st_size < size:
-                disk.reserve(descriptor, size)
+            if reserved:
+                self._reserve(descriptor)
+            elif os.fstat(descriptor).st_size < self._file_bytes:
+                os.ftruncate(descriptor, self._file_bytes)
             # Also for a file that is there: who made it may have been killed before its name was synced.
             disk.sync_directory(self.path.parent)
         except BaseException:
@@ -62,6 +70,20 @@ class Arriving:
                 self.path.unlink(missing_ok=True)
             raise
         return descriptor
+
+    @property
+    def _file_bytes(self) -> int:
+        return self.manifest.size + self.layout.shift
+
+    def reserve(self) -> None:
+        """Reserve its space, which it was opened without; DiskFull when that cannot be."""
+        if not self.small:
+            self._reserve(self.descriptor)
+
+    def _reserve(self, descriptor: int) -> None:
+        status = os.fstat(descriptor)
+        if status.st_size < self._file_bytes or status.st_blocks * 512 < self._file_bytes:
+            disk.reserve(descriptor, self._file_bytes)
 
     def file_offset(self, number: int) -> int:
         """Return where a block lies in the partial file. Header blocks stay where they are until the end."""
@@ -75,20 +97,29 @@ class Arriving:
         A block that is here already is left alone: a late second copy must not touch an object that is being
         completed. OSError (EBADF) once the object was closed.
         """
+        self._write(number, 0, data)
+
+    def write_leaves(self, number: int, first: int, data: memoryview) -> None:
+        """Write leaves of a block, from `first` on, that were proven to be its own; as `write`."""
+        self._write(number, first, data)
+
+    def _write(self, number: int, first: int, data: memoryview) -> None:
+        leaves = bits.full(leaf_count(len(data))) << first
         with self._lock:
             if self._closed or self._sealed:
                 raise OSError(errno.EBADF, "the object is no longer arriving")
-            if (self.present | self.written) >> number & 1:
+            if self._has(number, leaves):
                 return
             self._writers += 1
             failures = self._failures
+        start = first * LEAF_BYTES
         try:
             if self._memory is not None:
-                offset = self.manifest.offsets[number]
+                offset = self.manifest.offsets[number] + start
                 self._memory[offset : offset + len(data)] = data
             else:
                 with self._pages:  # two lanes that write to one file only spin on its lock in the kernel
-                    disk.write_all(self.descriptor, data, self.file_offset(number))
+                    disk.write_all(self.descriptor, data, self.file_offset(number) + start)
         finally:
             with self._lock:
                 self._writers -= 1
@@ -97,7 +128,27 @@ class Arriving:
         with self._lock:
             if failures != self._failures:  # its pages may be among those that the sync has dropped
                 raise OSError(errno.EIO, "the disk failed while a block was written")
-            self.written |= 1 << number
+            leaves |= self._leaves.get(number, 0)
+            if leaves == bits.full(leaf_count(self.manifest.lengths[number])):
+                self.written |= 1 << number
+                self._leaves.pop(number, None)
+            elif not (self.present | self.written) >> number & 1:
+                self._leaves[number] = leaves
+
+    def _has(self, number: int, leaves: Bits) -> bool:
+        return bool((self.present | self.written) >> number & 1) or not leaves & ~self._leaves.get(number, 0)
+
+    def leaves(self, number: int) -> Bits:
+        """Return the leaves of a block that may be read."""
+        with self._lock:
+            if (self.present | self.written) >> number & 1:
+                return bits.full(leaf_count(self.manifest.lengths[number]))
+            return self._leaves.get(number, 0)
+
+    def leaves_of_absent(self) -> dict[int, Bits]:
+        """Return the leaves that may be read of blocks that are absent."""
+        with self._lock:
+            return dict(self._leaves)
 
     @property
     def readable(self) -> Bits:
@@ -131,6 +182,7 @@ class Arriving:
             disk.sync_file(self.descriptor)
         except OSError:
             with self._lock:
+                self._leaves.clear()
                 self.written = 0  # and not only the batch: a failure is reported once, for all pages
                 self._failures += 1
             raise
@@ -168,6 +220,12 @@ class Arriving:
             self._sealed = True
             while self._writers:
                 self._idle.wait()
+
+    @property
+    def closed(self) -> bool:
+        """Whether nobody can write to it any more: it is whole, or was given up."""
+        with self._lock:
+            return self._closed
 
     @property
     def sealed(self) -> bool:

@@ -8,19 +8,23 @@ import os
 import struct
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 from tbshare.errors import DiskFull, StoreUnusable, TbshareError
 
 # One write of 4 MiB to a new file took twice the CPU of sixteen of this size here (`bench/lane.py`).
 WRITE_BYTES = 256 * 1024
+COPY_BYTES = 4 * 1024 * 1024
 MACOS = sys.platform == "darwin"
 _F_FULLFSYNC = 51
 _F_PREALLOCATE = 42
+_F_SETLEASE, _F_GETLEASE = 1024, 1025
 _FICLONE = 0x40049409
 _FS_IOC_FIEMAP = 0xC020660B
 _FIEMAP_FLAG_SYNC = 0x1
 _FIEMAP_EXTENT_LAST, _FIEMAP_EXTENT_SHARED = 0x1, 0x2000
+_FIEMAP_EXTENT_UNWRITTEN = 0x800
 _FIEMAP_UNSURE = 0x2 | 0x4 | 0x8 | 0x80 | 0x200  # unknown, delayed, encoded, encrypted, inline
 _NO_CLONE = {errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOTTY, errno.ENOSYS, errno.ETXTBSY, errno.EPERM}
 NETWORK_FILE_SYSTEMS = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "afpfs", "webdav", "fuse.sshfs", "9p"}
@@ -155,6 +159,21 @@ def clone_file(source: int, destination: Path) -> int | None:
     return descriptor
 
 
+def can_clone(temporary: Path) -> bool:
+    """Return whether files of the disk that this name is on can share blocks; tried out."""
+    descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+    other = temporary.with_name(temporary.name + "-clone")
+    try:
+        clone = clone_file(descriptor, other)
+        if clone is not None:
+            os.close(clone)
+            other.unlink()
+        return clone is not None
+    finally:
+        os.close(descriptor)
+        temporary.unlink()
+
+
 def _clone_macos(source: int, destination: Path) -> int | None:
     """Not run on macOS: fclonefileat(2)."""
     library = ctypes.CDLL(None, use_errno=True)
@@ -181,6 +200,113 @@ def same_blocks(one: int, other: int) -> bool:
     if not first or first != second:
         return False
     return all(flags & _FIEMAP_EXTENT_SHARED and not flags & _FIEMAP_UNSURE for *_, flags in first)
+
+
+def differing_ranges(one: int, other: int, size: int) -> list[tuple[int, int]] | None:
+    """Return the ranges (start, end) below `size` in which two open files may hold different bytes.
+
+    Everywhere else both have the same disk blocks, or both a hole, flushed first. None where it cannot be told.
+    """
+    first, second = _extents(one), _extents(other)
+    if first is None or second is None:
+        return None
+    edges = {0, size}
+    for start, _, length, _ in (*first, *second):
+        edges |= {min(start, size), min(start + length, size)}
+    ordered, ranges = sorted(edges), list[tuple[int, int]]()
+    here, there = _Places(first), _Places(second)
+    for start, end in pairwise(ordered):
+        if here.at(start) != there.at(start) or not (here.sure and there.sure):
+            if ranges and ranges[-1][1] == start:
+                ranges[-1] = (ranges[-1][0], end)
+            else:
+                ranges.append((start, end))
+    return ranges
+
+
+class _Places:
+    """Where on the disk the bytes of a file lie; asked for ascending offsets."""
+
+    def __init__(self, extents: list[tuple[int, int, int, int]]) -> None:
+        self._extents, self._next = extents, 0
+        self.sure = True
+
+    def at(self, offset: int) -> tuple[int, int] | None:
+        """Return the place of a byte, and whether anything was written there; None in a hole."""
+        self.sure = True
+        while self._next < len(self._extents):
+            start, physical, length, flags = self._extents[self._next]
+            if offset < start:
+                return None
+            if offset < start + length:
+                self.sure = not flags & _FIEMAP_UNSURE
+                return physical + offset - start, flags & _FIEMAP_EXTENT_UNWRITTEN
+            self._next += 1
+        return None
+
+
+def data_ranges(descriptor: int, size: int) -> list[tuple[int, int]]:
+    """Return the ranges (start, end) of a file that are not holes; all of it where that cannot be told."""
+    ranges, position = list[tuple[int, int]](), 0
+    while position < size:
+        try:
+            start = os.lseek(descriptor, position, os.SEEK_DATA)
+            position = min(os.lseek(descriptor, start, os.SEEK_HOLE), size)
+        except OSError as error:
+            if error.errno == errno.ENXIO:
+                break  # a hole up to the end
+            return [(0, size)]
+        if start < position:
+            ranges.append((start, position))
+    return ranges
+
+
+def copy_range(source: int, target: int, source_offset: int, target_offset: int, length: int) -> None:
+    """Copy bytes from one open file to another, in the kernel where it can. DiskFull."""
+    while length > 0:
+        try:
+            done = os.copy_file_range(source, target, length, source_offset, target_offset)
+        except OSError as error:
+            if error.errno not in _NO_CLONE:
+                raise translated(error) from error
+            data = os.pread(source, min(length, COPY_BYTES), source_offset)
+            write_all(target, data, target_offset)
+            done = len(data)
+        if done == 0:
+            return
+        source_offset, target_offset, length = source_offset + done, target_offset + done, length - done
+
+
+def hold_still(descriptor: int) -> bool:
+    """Return whether nobody has the file open for writing, and ask to be told: see `held_still`.
+
+    The descriptor is read-only. Where leases are unknown nobody can say, and the answer is no.
+    """
+    return _lease(descriptor, fcntl.F_RDLCK)
+
+
+def held_still(descriptor: int) -> bool:
+    """Return whether nobody has opened the file for writing since `hold_still`."""
+    return sys.platform == "linux" and fcntl.fcntl(descriptor, _F_GETLEASE) == fcntl.F_RDLCK
+
+
+def is_open(path: Path) -> bool:
+    """Return whether anybody has the file open; True where it cannot be told."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return not _lease(descriptor, fcntl.F_WRLCK)
+    finally:
+        os.close(descriptor)
+
+
+def _lease(descriptor: int, kind: int) -> bool:
+    if sys.platform != "linux":
+        return False
+    try:
+        fcntl.fcntl(descriptor, _F_SETLEASE, kind)
+    except OSError:
+        return False
+    return True
 
 
 def _extents(descriptor: int) -> list[tuple[int, int, int, int]] | None:

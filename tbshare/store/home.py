@@ -12,6 +12,7 @@ from tbshare.store import disk
 
 LEVEL = 1
 _TITLE = "tbshare store"
+WRITER = "writer-"  # begins the name of a directory below tmp/ that a program writes in
 _FOLDERS = ("objects", "partial", "staging", "quarantine", "views", "tmp")
 
 
@@ -118,3 +119,18 @@ def sweep_temporary(home: Home) -> None:
     for path in home.folder("tmp").iterdir():
         with contextlib.suppress(OSError):
             path.unlink()
+    sweep_writers(home)
+
+
+def sweep_writers(home: Home) -> None:
+    """Delete what programs that wrote into volumes, and are gone, left below tmp/: each locks its directory."""
+    for directory in home.folder("tmp").glob(f"{WRITER}*"):
+        with contextlib.suppress(OSError):
+            descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                for path in directory.iterdir():
+                    path.unlink()
+                directory.rmdir()
+            finally:
+                os.close(descriptor)

@@ -11,17 +11,14 @@ import stat
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Lock, RLock
+from threading import RLock
 
-from tbshare.content import bits, manifest
+from tbshare.content import bits
 from tbshare.content.bits import Bits
-from tbshare.content.block import BlockId, ObjectId, TreeId, block_id
+from tbshare.content.block import BlockId, ObjectId, block_id
 from tbshare.content.layout import PAGE_BYTES
 from tbshare.content.manifest import Manifest
 from tbshare.content.safetensors import padded
-from tbshare.content.tree import Entry, Tree
-from tbshare.content.tree import Kind as EntryKind
-from tbshare.content.tree import decode as decode_tree
 from tbshare.errors import BlockCorrupt, DiskFull, ObjectInUse, ObjectMissing, StoreUnusable
 from tbshare.store import disk
 from tbshare.store.arriving import SMALL_BYTES, Arriving
@@ -29,6 +26,7 @@ from tbshare.store.home import open_home, sweep_temporary
 from tbshare.store.index import Index, Row
 from tbshare.store.open_files import BlockBytes, OpenFiles
 from tbshare.store.pack import Kind, Packs, Place
+from tbshare.store.records import Records
 from tbshare.store.recover import open_index, recover
 
 
@@ -42,7 +40,7 @@ class Extent:
     offset: int
 
 
-class Store:
+class Store(Records):
     """Objects, manifests and trees of one node."""
 
     def __init__(self, root: Path, *, expected_id: str = "", keep_free_bytes: int = 0, max_bytes: int = 0) -> None:
@@ -50,11 +48,10 @@ class Store:
         self.home, self.store_id, self._lock_descriptor = open_home(root, expected_id=expected_id)
         self.keep_free_bytes = keep_free_bytes
         self.max_bytes = max_bytes
+        super().__init__()
         self._lock = RLock()
-        self._records = Lock()  # a record is in a pack and in the index, or in neither
         self._arriving: dict[ObjectId, Arriving] = {}
         self._open_files = OpenFiles()
-        self._manifests: dict[ObjectId, Manifest] = {}
         self.notices: list[str] = []  # what recovery found, for `status`
         with contextlib.ExitStack() as undo:
             undo.callback(os.close, self._lock_descriptor)
@@ -67,110 +64,6 @@ class Store:
             undo.callback(self.index.close)
             recover(self)
             undo.pop_all()
-
-    # manifests and trees ---------------------------------------------------------------------------------------
-
-    def add_record(self, kind: Kind, record_id: bytes, payload: bytes) -> None:
-        """Keep a record whose id has been checked; durable after `sync_records`. A rotten one is replaced."""
-        place = self.index.record(kind, record_id)
-        if place is not None:
-            with contextlib.suppress(BlockCorrupt, FileNotFoundError):
-                self.packs.read(kind, record_id, place)
-                return
-        with self._records:
-            self.index.add_record(kind, record_id, self.packs.append(kind, record_id, payload))
-
-    def add_records(self, kind: Kind, records: Iterable[tuple[bytes, bytes]]) -> None:
-        """Keep records that are not here, given as (id, payload): many at once; durable after `sync_records`."""
-        with self._records, self.index.transaction():
-            for record_id, payload in records:
-                self.index.add_record(kind, record_id, self.packs.append(kind, record_id, payload))
-
-    def close_pack(self) -> None:
-        """Let nothing more be appended to the packs there are, and every record in them be in the index."""
-        with self._records:
-            self.packs.begin_new()
-
-    def sync_records(self) -> None:
-        """Make every record added so far durable. OSError or DiskFull: those since the last call are gone."""
-        try:
-            self.packs.sync()
-        except OSError as error:
-            with self.index.transaction():
-                for kind, record_id, place in self.packs.take_lost():
-                    if self.index.record(kind, record_id) != place:
-                        continue  # a second copy was lost; the index knows the first
-                    self.index.remove_record(kind, record_id)
-                    if kind == Kind.CONTENT:
-                        self.index.remove_object(ObjectId(record_id))
-            raise disk.translated(error) from error
-
-    def record(self, kind: Kind, record_id: bytes) -> bytes | None:
-        """Return a record's bytes, checked, or None when it is not here."""
-        place = self.index.record(kind, record_id)
-        if place is None:
-            return None
-        try:
-            return self.packs.read(kind, record_id, place)
-        except FileNotFoundError:  # compacted since we asked
-            place = self.index.record(kind, record_id)
-            return None if place is None else self.packs.read(kind, record_id, place)
-
-    def manifest(self, object_id: ObjectId) -> Manifest | None:
-        """Return an object's manifest, or None when it is not here."""
-        with self._lock:
-            known = self._manifests.get(object_id)
-        if known is None:
-            data = self.record(Kind.MANIFEST, object_id)
-            if data is None:
-                return None
-            known = manifest.decode(data)
-            if known.id != object_id:
-                raise BlockCorrupt("a manifest on disk has another id", cure="tbshare verify --repair")
-            with self._lock:
-                if len(self._manifests) > 512:
-                    self._manifests.clear()
-                self._manifests[object_id] = known
-        return known
-
-    def tree(self, tree_id: TreeId) -> Tree | None:
-        """Return a tree, or None when it is not here."""
-        data = self.record(Kind.TREE, tree_id)
-        if data is None:
-            return None
-        found = decode_tree(data)
-        if found.id != tree_id:
-            raise BlockCorrupt("a directory listing on disk has another id", cure="tbshare verify --repair")
-        return found
-
-    def objects_below(self, tree_id: TreeId) -> list[ObjectId]:
-        """Return the objects of a tree, each once, in the order of a walk. ObjectMissing."""
-        return list(dict.fromkeys(object_id for _, object_id, _ in self.files_below(tree_id)))
-
-    def files_below(self, tree_id: TreeId) -> list[tuple[tuple[bytes, ...], ObjectId, Entry]]:
-        """Return path, object and entry of each file of a tree, in the order of a walk."""
-        return [(path, ObjectId(entry.target), entry) for path, entry in self.walk(tree_id) if entry.kind == 0]
-
-    def walk(self, tree_id: TreeId, *, skip_missing: bool = False) -> list[tuple[tuple[bytes, ...], Entry]]:
-        """Return path and entry of everything below a tree, directories before what is in them.
-
-        ObjectMissing when a listing is not here, unless `skip_missing`.
-        """
-        result: list[tuple[tuple[bytes, ...], Entry]] = []
-        stack: list[tuple[tuple[bytes, ...], TreeId]] = [((), tree_id)]
-        while stack:
-            path, current = stack.pop()
-            listing = self.tree(current)
-            if listing is None and skip_missing:
-                continue
-            if listing is None:
-                raise ObjectMissing(f"the directory listing {current.hex()[:12]} is not on this node")
-            for entry in listing.entries:
-                inner = (*path, entry.name)
-                result.append((inner, entry))
-                if entry.kind == EntryKind.TREE:
-                    stack.append((inner, TreeId(entry.target)))
-        return result
 
     # whole objects ---------------------------------------------------------------------------------------------
 
@@ -239,9 +132,10 @@ class Store:
             arriving = self._arriving.get(object_id)
             if arriving is not None and not arriving.small:
                 header = arriving.manifest.header
-                offset = arriving.file_offset(number)
+                readable = arriving.readable >> number & 1  # not, too, what a peer made up: there is no such block
+                offset = arriving.file_offset(number) if readable else 0
                 padded_now = arriving.sealed and arriving.layout.shift and header and offset < header.data_start
-                if not arriving.readable >> number & 1 or padded_now:
+                if not readable or padded_now:
                     return None
                 with contextlib.suppress(FileNotFoundError):  # it has got its final name in this moment
                     return self._open_files.use(arriving.path, offset, arriving.manifest.lengths[number])
@@ -288,32 +182,68 @@ class Store:
     # arriving objects ------------------------------------------------------------------------------------------
 
     def begin(self, found: Manifest) -> Arriving | None:
-        """Return the arriving object to write into, or None when it is whole already.
+        """Return the arriving object to bring in all of, or None when it is whole already.
 
         It is the caller's until `finish` or `abandon`. ObjectInUse while it is somebody else's; DiskFull.
         """
         with self._lock:
-            if found.id in self._arriving:
+            arriving = self._arriving.get(found.id)
+            if arriving is not None and arriving.owned:
                 raise ObjectInUse(f"object {found.id.hex()[:12]} is arriving already")
-            row = self.index.object(found.id)
-            self.add_record(Kind.MANIFEST, found.id, found.encoded)
-            if row is not None and row.whole:
-                return None
-            partial = self.home.partial(found.id)
-            present = row.present & bits.full(found.block_count) if row is not None and partial.exists() else 0
-            if not present and found.size > SMALL_BYTES:  # for many small ones whoever begins them looks once
-                self.check_room(max(0, found.size - _allocated_bytes(partial)))
-            if found.size > SMALL_BYTES:
-                self.sync_records()  # a file whose manifest the power took could not be explained any more
-                if row is not None and row.present != present:
-                    with self.index.transaction(durable=True):  # before there is an empty file it would lie about
-                        self.index.set_present(found.id, present)
-            arriving = Arriving(found, partial, present)
-            self._mend_header(arriving)
-            if row is None:
-                self.index.put_object(found, whole=False, place=self._place_name(arriving))
-            self._arriving[found.id] = arriving
+            if arriving is None:
+                arriving = self._open_arriving(found, reserved=True)
+            elif not arriving.complete:
+                self.check_room(max(0, found.size - _allocated_bytes(arriving.path)))
+                arriving.reserve()
+            if arriving is not None:
+                arriving.owned = True
             return arriving
+
+    def share(self, found: Manifest) -> Arriving | None:
+        """Return an arriving object to bring in some of, or None when it is whole already.
+
+        Any number of readers may share one, beside whoever brings in all of it; no space is reserved for them. It
+        is the caller's until `unshare`, and may be closed before, when it becomes whole or is thrown away.
+        """
+        with self._lock:
+            arriving = self._arriving.get(found.id) or self._open_arriving(found, reserved=False)
+            if arriving is not None:
+                arriving.readers += 1
+            return arriving
+
+    def unshare(self, arriving: Arriving) -> None:
+        """Let go of an arriving object that was shared; the last one closes it. What is present of it stays."""
+        with self._lock:
+            arriving.readers -= 1
+            self._close_if_unused(arriving)
+
+    def _close_if_unused(self, arriving: Arriving) -> None:
+        if not arriving.owned and not arriving.readers:
+            if self._arriving.get(arriving.manifest.id) is arriving:
+                del self._arriving[arriving.manifest.id]
+                self._open_files.forget(arriving.path)
+            arriving.close()
+
+    def _open_arriving(self, found: Manifest, *, reserved: bool) -> Arriving | None:
+        row = self.index.object(found.id)
+        self.add_record(Kind.MANIFEST, found.id, found.encoded)
+        if row is not None and row.whole:
+            return None
+        partial = self.home.partial(found.id)
+        present = row.present & bits.full(found.block_count) if row is not None and partial.exists() else 0
+        if reserved and not present and found.size > SMALL_BYTES:  # for many small ones whoever begins looks once
+            self.check_room(max(0, found.size - _allocated_bytes(partial)))
+        if found.size > SMALL_BYTES:
+            self.sync_records()  # a file whose manifest the power took could not be explained any more
+            if row is not None and row.present != present:
+                with self.index.transaction(durable=True):  # before there is an empty file it would lie about
+                    self.index.set_present(found.id, present)
+        arriving = Arriving(found, partial, present, reserved=reserved)
+        self._mend_header(arriving)
+        if row is None:
+            self.index.put_object(found, whole=False, place=self._place_name(arriving))
+        self._arriving[found.id] = arriving
+        return arriving
 
     def _mend_header(self, arriving: Arriving) -> None:
         """Undo the padding of a header, if `finish` was stopped between that and the file's last name."""
@@ -337,10 +267,14 @@ class Store:
     def _place_name(arriving: Arriving) -> str:
         return "packed" if arriving.small else arriving.layout.name
 
+    def arriving(self, object_id: bytes) -> Arriving | None:
+        """Return the object that is being filled now under this id."""
+        with self._lock:
+            return self._arriving.get(ObjectId(object_id))
+
     def is_arriving(self, object_id: bytes) -> bool:
         """Whether somebody is filling this object now."""
-        with self._lock:
-            return object_id in self._arriving
+        return self.arriving(object_id) is not None
 
     def sync_arriving(self, batch: Iterable[Arriving]) -> None:
         """Make what was written durable and record it. OSError when a disk failed; its blocks are absent again."""
@@ -439,16 +373,22 @@ class Store:
             self.index.put_object(found, whole=True, place=place)
 
     def abandon(self, object_id: ObjectId, only: Arriving | None = None) -> None:
-        """Close an arriving object; what is present of it stays for the next attempt.
+        """Let go of an arriving object; what is present of it stays for the next attempt.
 
-        With `only`, nothing happens when another one stands under this id by now.
+        With `only`, nothing happens when another one stands under this id by now; without, it is closed whoever
+        reads it.
         """
         with self._lock:
             arriving = self._arriving.get(object_id)
-            if arriving is not None and only in (None, arriving):
-                del self._arriving[object_id]
-                self._open_files.forget(arriving.path)
-                arriving.close()
+            if arriving is None or only not in (None, arriving):
+                return
+            arriving.owned = False
+            if only is not None:
+                self._close_if_unused(arriving)
+                return
+            del self._arriving[object_id]
+            self._open_files.forget(arriving.path)
+            arriving.close()
 
     # room ------------------------------------------------------------------------------------------------------
 

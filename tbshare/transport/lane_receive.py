@@ -17,7 +17,6 @@ from collections import deque
 from dataclasses import dataclass
 from threading import Condition, Thread
 
-from tbshare.content.block import block_id_of_row, leaf_row
 from tbshare.errors import BlockCorrupt, PeerError, PeerUnreachable
 from tbshare.transport.lane import lower_priority, prepare, shut, wait_readable
 from tbshare.transport.link import SKIP, Sink, Target
@@ -49,10 +48,18 @@ class ReceiveLane:
     """One lane, from a connected socket on which the greeting was sent, which it owns from here on.
 
     See `link.ReceiveEnd`. `key` is what `LaneReady` carried (32 bytes), or empty for a lane that is not sealed.
+    `urgent`: somebody waits for what comes on it, so its threads are not made nice.
     """
 
     def __init__(
-        self, connection: socket.socket, sink: Sink, pool: BufferPool, *, key: bytes = b"", name: str = "lane"
+        self,
+        connection: socket.socket,
+        sink: Sink,
+        pool: BufferPool,
+        *,
+        key: bytes = b"",
+        urgent: bool = False,
+        name: str = "lane",
     ) -> None:
         self.bytes_received = 0
         self.progress_at_seconds = time.monotonic()
@@ -60,6 +67,7 @@ class ReceiveLane:
         self._connection = connection
         self._sink = sink
         self._pool = pool
+        self._urgent = urgent
         self._opener = Opener(key) if key else None
         self._changed = Condition()
         self._arrived: deque[_Arrived] = deque()
@@ -97,7 +105,8 @@ class ReceiveLane:
     def _receive(self) -> None:
         error: BaseException | None = None
         try:
-            lower_priority()
+            if not self._urgent:
+                lower_priority()
             prepare(self._connection)
             self._receive_blocks()
         except PeerError as broken:
@@ -130,9 +139,9 @@ class ReceiveLane:
                 raise PeerError(f"a lane brought a block for request {header.request}, which was not made")
             if target is SKIP:
                 self._drain(header.wire_bytes)
-            elif target.length != header.payload_bytes:
+            elif target.payload_bytes != header.payload_bytes:
                 raise PeerError(
-                    f"a lane brought {header.payload_bytes} bytes for a block of {target.length} bytes"
+                    f"a lane brought {header.payload_bytes} bytes where {target.payload_bytes} were asked for"
                 )
             else:
                 self._receive_block(_Arrived(number, header, target, self._take()))
@@ -194,7 +203,8 @@ class ReceiveLane:
 
     def _write(self) -> None:
         try:
-            lower_priority()
+            if not self._urgent:
+                lower_priority()
             while (block := self._next_arrived()) is not None:
                 try:
                     self._verify_and_write(block)
@@ -233,18 +243,18 @@ class ReceiveLane:
         view = block.buffer[: block.header.wire_bytes]
         if self._opener is not None:
             view = self._opener.open(block.number, block.header, view)
-        row = leaf_row(view)
-        if block_id_of_row(row) != block.target.block_id:
+        proven = block.target.proven(view)
+        if proven is None:
             raise BlockCorrupt(
                 f"a peer sent other bytes than block {block.target.block_id.hex()[:16]}"
                 f" (request {block.header.request})"
             )
         try:
-            block.target.write(view)
+            block.target.write(proven[1])
         except OSError as error:
             self._sink.failed(block.header.request, error)
             return
-        self._delivered.append((block.header.request, row))
+        self._delivered.append((block.header.request, proven[0]))
 
     def _end(self) -> None:
         self._receiver.join()

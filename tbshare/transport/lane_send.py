@@ -16,13 +16,24 @@ from collections import deque
 from collections.abc import Sequence
 from threading import Event, Lock, Thread
 
+from tbshare.content.block import BLOCK_BYTES
 from tbshare.errors import BlockCorrupt, PeerError, PeerUnreachable, TbshareError
-from tbshare.transport.lane import lower_priority, prepare, shut, wait_readable
+from tbshare.transport.lane import (
+    hold_little,
+    lower_priority,
+    outgoing_bytes,
+    prepare,
+    round_trip_seconds,
+    shut,
+    wait_readable,
+)
 from tbshare.transport.link import Item, Origin
 from tbshare.transport.pool import make_buffer
+from tbshare.transport.precedence import BULK_SECONDS, SLICE_BYTES_MIN, Precedence, slice_bytes
 from tbshare.transport.rate import RateLimit
 from tbshare.wire.lane import HEADER_BYTES, TAG_BYTES, Header, Sealer
 
+DRAIN_STEPS_MAX = 20  # of BULK_SECONDS: a lane that sends nothing for longer is taken for dead
 QUEUE_ITEMS_MAX = 1024  # 4 GiB asked for and not sent; a fetcher that plans has a few dozen outstanding
 
 # What sendfile says where it cannot do this file or this socket (macOS: TCP only).
@@ -48,7 +59,9 @@ def _read_into(fd: int, view: memoryview, offset: int) -> None:
 class SendLane:
     """One lane, from an accepted and greeted socket, which it owns from here on; see `link.SendEnd`.
 
-    `key` is what `LaneReady` carried (32 bytes), or empty for a lane that is not sealed.
+    `key` is what `LaneReady` carried (32 bytes), or empty for a lane that is not sealed. With `precedence` the
+    lane sends bulk: it goes out in slices, before each of which it gives way, and little waits in the socket.
+    `urgent`: somebody waits for what is sent, so its thread is not made nice.
     """
 
     def __init__(
@@ -58,6 +71,8 @@ class SendLane:
         *,
         key: bytes = b"",
         limit: RateLimit | None = None,
+        precedence: Precedence | None = None,
+        urgent: bool = False,
         name: str = "lane-send",
     ) -> None:
         self.bytes_sent = 0
@@ -66,6 +81,10 @@ class SendLane:
         self._sealer = Sealer(key) if key else None
         self._buffer = make_buffer() if key else None
         self._limit = limit
+        self._precedence = precedence  # None: nothing goes before what is sent here
+        self._urgent = urgent
+        self._rate = 0.0  # bytes per second the link takes; 0 while unknown
+        self._slice_bytes = slice_bytes(0) if precedence is not None else BLOCK_BYTES
         self._sendfile = True
         self._blocks_sent = 0
         self._changed = Lock()
@@ -127,7 +146,8 @@ class SendLane:
     def _run(self) -> None:
         error: BaseException | None = None
         try:
-            lower_priority()
+            if not self._urgent:
+                lower_priority()
             prepare(self._connection)
             self._serve()
         except TbshareError as ours:
@@ -180,7 +200,8 @@ class SendLane:
         return None
 
     def _send(self, item: Item) -> None:
-        header = Header(item.request, item.length, sealed=self._sealer is not None)
+        header = Header(item.request, len(item.row) + item.length, sealed=self._sealer is not None)
+        began_at = time.monotonic()
         try:
             if self._sealer is not None:
                 frame = self._sealed_frame(self._sealer, header, item)
@@ -193,34 +214,38 @@ class SendLane:
             return
         if frame is None:
             # Without MSG_MORE: with it, a block off a page boundary waited 200 ms for its last bytes.
-            self._connection.sendall(header.encode())
+            self._connection.sendall(header.encode() + item.row)
             self._send_file(item)
         else:
             self._send_bytes(frame)
         self._blocks_sent += 1
+        if self._precedence is not None and item.length == BLOCK_BYTES:
+            self._note_rate(item.length / max(time.monotonic() - began_at, 1e-6))
 
     def _sealed_frame(self, sealer: Sealer, header: Header, item: Item) -> memoryview:
         buffer = self._buffer
         assert buffer is not None
         # The header goes out with the payload in one call; a block and its tag leave room for it in the buffer.
         frame = buffer[: HEADER_BYTES + header.wire_bytes]
-        _read_into(item.fd, frame[HEADER_BYTES:-TAG_BYTES], item.offset)
+        payload = frame[HEADER_BYTES:-TAG_BYTES]
+        payload[: len(item.row)] = item.row
+        _read_into(item.fd, payload[len(item.row) :], item.offset)
         sealer.seal(header, frame[HEADER_BYTES:])
         frame[:HEADER_BYTES] = header.encode()
         return frame
 
     def _send_bytes(self, frame: memoryview) -> None:
-        slice_bytes = self._limit.slice_bytes if self._limit else len(frame)
-        for start in range(0, len(frame), slice_bytes):
-            part = frame[start : start + slice_bytes]
+        start = 0
+        while start < len(frame):
+            part = frame[start : start + self._next_slice()]
             self._connection.sendall(part)
+            start += len(part)
             self._spent(len(part))
 
     def _send_file(self, item: Item) -> None:
         offset, end = item.offset, item.offset + item.length
-        slice_bytes = self._limit.slice_bytes if self._limit else item.length
         while offset < end:
-            count = self._send_some(item.fd, offset, min(slice_bytes, end - offset))
+            count = self._send_some(item.fd, offset, min(self._next_slice(), end - offset))
             if count == 0:
                 raise BlockCorrupt(f"request {item.request}: the file became shorter while it was sent")
             offset += count
@@ -239,6 +264,36 @@ class SendLane:
         data = os.pread(fd, min(count, _COPY_BYTES), offset)
         self._connection.sendall(data)
         return len(data)
+
+    def _next_slice(self) -> int:
+        """Return how many bytes to send next, after what goes first."""
+        if self._precedence is not None:
+            self._precedence.give_way(self._stop)
+            if self._precedence.is_likely:
+                self._let_drain()
+        return min(self._slice_bytes, self._limit.slice_bytes) if self._limit else self._slice_bytes
+
+    def _let_drain(self) -> None:
+        """Wait until no more is on its way than the link takes in BULK_SECONDS, beyond what a round trip needs.
+
+        Else the queues between here and there fill up, and what goes first stands behind all that is in them.
+        """
+        if not self._rate:
+            return
+        seconds = BULK_SECONDS + round_trip_seconds(self._connection)
+        allowed = max(int(self._rate * seconds), 2 * SLICE_BYTES_MIN)
+        for _ in range(DRAIN_STEPS_MAX):
+            excess = outgoing_bytes(self._connection) - allowed
+            if excess <= 0 or self._stop.wait(min(excess / self._rate, BULK_SECONDS)):
+                return
+
+    def _note_rate(self, bytes_per_second: float) -> None:
+        """Let no more wait in the socket than the link takes in a moment."""
+        self._rate = 0.7 * self._rate + 0.3 * bytes_per_second if self._rate else bytes_per_second
+        size = slice_bytes(self._rate)
+        if not self._slice_bytes / 2 < size < self._slice_bytes * 2:
+            self._slice_bytes = size
+            hold_little(self._connection, size)
 
     def _spent(self, count: int) -> None:
         self.bytes_sent += count

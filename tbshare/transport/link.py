@@ -17,13 +17,16 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Final, Protocol
 
+from tbshare.content.block import block_id_of_row, leaf_row
+from tbshare.content.leaves import Run, proven
+
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One block to send: `length` bytes, 1 to BLOCK_BYTES, at `offset` of the open file `fd`.
+    """One block, or a run of its leaves, to send: `length` bytes at `offset` of the open file `fd`.
 
-    `release` is called exactly once, in any thread, when the lane no longer needs `fd`: sent, cancelled or
-    ended. It must not block.
+    `row` goes before them: the block's row of leaf hashes, when it is a run. `release` is called exactly once, in
+    any thread, when the lane no longer needs `fd`: sent, cancelled or ended. It must not block.
     """
 
     request: int
@@ -31,19 +34,33 @@ class Item:
     offset: int
     length: int
     release: Callable[[], None]
+    row: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where one expected block goes.
+    """Where one expected block goes, or a `run` of its leaves.
 
-    `write` gets the whole block, `length` bytes whose id is `block_id`, in a thread of the lane; the view is
-    only good until it returns. It raises OSError when the disk does.
+    `write` gets the whole block whose id is `block_id`, or the run that was proven to be of it, `length` bytes, in
+    a thread of the lane; the view is only good until it returns. It raises OSError when the disk does.
     """
 
     block_id: bytes
     length: int
     write: Callable[[memoryview], None]
+    run: Run | None = None
+
+    @property
+    def payload_bytes(self) -> int:
+        """What travels: a run has its block's row before it."""
+        return self.length + (self.run.row_bytes if self.run is not None else 0)
+
+    def proven(self, payload: memoryview) -> tuple[bytes, memoryview] | None:
+        """Return the block's row and what to write of what came; None when it is not what was asked for."""
+        if self.run is not None:
+            return proven(self.run, self.block_id, payload)
+        row = leaf_row(payload)
+        return (row, payload) if block_id_of_row(row) == self.block_id else None
 
 
 class Late(Enum):

@@ -87,9 +87,10 @@ class FileList(Result, frozen=True):
 
 
 class FileStatParams(Params, frozen=True):
-    """For file_stat and file_show."""
+    """For file_stat and file_show. `details` costs the answers of other nodes: who holds it, who has locked it."""
 
     where: Where
+    details: bool = True
 
 
 class FileStat(Result, frozen=True):
@@ -147,6 +148,97 @@ class FileRead(Result, frozen=True):
     bytes: Size
 
 
+class FileExtentsParams(Params, frozen=True):
+    """For file_extents: an empty `version` is the one shown; `blocks` are told only when asked for."""
+
+    where: Where
+    version: str = ""
+    blocks: bool = False
+
+
+class Extent(Line, frozen=True, array_like=True, gc=False):
+    """`length` bytes of a file from `start` on lie in a file of the store, at `offset`."""
+
+    start: Size
+    length: Size
+    path: bytes
+    offset: Size
+
+
+class BlockLine(Line, frozen=True, array_like=True, gc=False):
+    """A block of a file: where it is in it, and its id."""
+
+    offset: Size
+    length: Size
+    id: bytes
+
+
+class FileExtents(Result, frozen=True):
+    """Where the bytes of a version are on this machine.
+
+    `whole` says that all are; else there are no extents, and `file_read` fetches. They are immutable, and readable
+    for as long as they are open, even if the store gives them up; who finds one gone before it was opened asks
+    again.
+    """
+
+    version: str
+    content: str  # the object
+    size_bytes: Size
+    whole: bool
+    extents: list[Extent] = []
+    blocks: list[BlockLine] = []
+
+
+class FileStageParams(Params, frozen=True):
+    """For file_stage: the file that is to be written. `new`: PathExists when there is something already."""
+
+    where: Where
+    new: bool = False
+
+
+class Staging(Result, frozen=True):
+    """Where bytes are written that `file_commit` then takes: on the disk of the store, so that nothing is copied.
+
+    A writer makes a directory `writer-…` of its own in there and holds a lock (flock) on it for as long as it
+    lives: what nobody holds is swept.
+    """
+
+    directory: bytes
+
+
+class Commit(Line, frozen=True):
+    """A file that was written to `staged`, and is closed.
+
+    `base` are the versions the writer started from: what else was saved since stands beside it as a fork. None is
+    the version shown now, empty that there was none. `new`: PathExists when there is something.
+    """
+
+    where: Where
+    staged: bytes
+    base: list[str] | None = None
+    new: bool = False
+
+
+class FileCommitParams(Params, frozen=True):
+    """For file_commit: all of it becomes visible at once, or nothing does. The staged files go."""
+
+    commits: list[Commit]
+
+
+class SavedLine(Line, frozen=True):
+    """A save. `fork`: it stands beside another version of the file, under the name given."""
+
+    where: Where
+    version: str
+    fork: bool = False
+
+
+class FileCommitted(Result, frozen=True):
+    """What was saved, durably; what is inside a bundle is saved with it and has no line."""
+
+    saved: list[SavedLine]
+
+
 class FileCopyParams(Params, frozen=True):
     """For file_copy: at least one side is in a volume. `into`: the target was written as a directory, `reels/`.
 
@@ -173,18 +265,16 @@ class Copying(Event, frozen=True, tag="copying"):
 
 
 class CopyReport(Result, frozen=True):
-    """What a copy came to. Its files are durable here; `copies` says where else they are by now."""
+    """What a copy came to. Its files are durable here, but for those whose bytes were away when it was made."""
 
     files: Size = 0  # all of them, those counted below too
     directories: Size = 0
     size_bytes: Size = 0
     files_same: Size = 0  # were there with this very content already
     files_shared: Size = 0  # copied inside the store: a new name for the same bytes
-    bytes_new: Size = 0  # not in the store before
+    files_away: Size = 0  # of those shared: no node that is connected has their bytes
     files_moved: Size = 0  # adopted by `move`
     seconds: float = 0.0
-    left_out: list[bytes] = []  # sockets, devices and such: what no volume holds
-    copies: str = ""
 
 
 class FileMoveParams(Params, frozen=True):
@@ -196,10 +286,14 @@ class FileMoveParams(Params, frozen=True):
 
 
 class FileRemoveParams(Params, frozen=True):
-    """For file_remove: directories only with `recursive`. History keeps what is removed."""
+    """For file_remove: directories only with `recursive`, or, those with nothing in them, with `empty`.
+
+    History keeps what is removed.
+    """
 
     wheres: list[Where]
     recursive: bool = False
+    empty: bool = False
 
 
 class FileRemoved(Result, frozen=True):
@@ -253,3 +347,5 @@ class Restored(Result, frozen=True):
     when_ns: int = 0  # of the version brought back
     files: Size = 0
     same: bool = False  # it was so already
+    files_away: Size = 0  # no node that is connected has their bytes
+    text: str = ""  # which these are, and who may have them

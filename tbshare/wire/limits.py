@@ -2,8 +2,9 @@
 
 from tbshare.content.block import BLOCK_BYTES
 
-LEVEL = 2  # of the wire; N talks to N-1
+LEVEL = 3  # of the wire; N talks to N-1
 LEVEL_VOLUMES = 2  # the least that knows of versions of files
+LEVEL_LEAVES = 3  # the least that gives leaves of a block
 LEVEL_OLDEST = 1
 
 ENVELOPE_BYTES_MAX = 2 * 1024 * 1024  # one control message; larger things are sent in parts

@@ -11,7 +11,7 @@ stands in `report.py`; files and volumes have modules of their own, for both.
 
 import msgspec
 
-from tbshare.wire import files, volume
+from tbshare.wire import files, mount, volume
 from tbshare.wire.parts import Params, Result, Size
 from tbshare.wire.report import (
     AnyEvent,
@@ -256,6 +256,9 @@ METHODS: dict[str, tuple[type[Params], type[Result]]] = {
     "file_stat": (files.FileStatParams, files.FileStat),
     "file_show": (files.FileStatParams, files.FileReport),
     "file_read": (files.FileReadParams, files.FileRead),
+    "file_extents": (files.FileExtentsParams, files.FileExtents),
+    "file_stage": (files.FileStageParams, files.Staging),
+    "file_commit": (files.FileCommitParams, files.FileCommitted),
     "file_copy": (files.FileCopyParams, files.CopyReport),
     "file_move": (files.FileMoveParams, files.FileStat),
     "file_remove": (files.FileRemoveParams, files.FileRemoved),
@@ -271,4 +274,17 @@ METHODS: dict[str, tuple[type[Params], type[Result]]] = {
     "watch": (volume.WatchParams, Done),
     "drain": (volume.DrainParams, volume.DrainReport),
     "undrain": (volume.UndrainParams, Done),
+    "mount_attach": (mount.MountAttachParams, Done),
+    "mount_volumes": (mount.MountVolumesParams, mount.MountVolumeList),
+    "mount_list": (mount.MountListParams, mount.MountListing),
+    "mount_lookup": (mount.MountListParams, mount.MountListing),
+    "mount_change": (mount.MountChangeParams, mount.MountChangeResult),
+    "mount_open": (mount.MountOpenParams, mount.MountOpened),
+    "mount_need": (mount.MountNeedParams, mount.MountOpened),
+    "mount_stage": (mount.MountStageParams, mount.MountStaged),
+    "mount_cut": (mount.MountCutParams, mount.MountCut),
+    "mount_cuts": (mount.MountCutsParams, mount.MountCuts),
+    "mount_spare": (mount.MountSpareParams, mount.MountSpares),
+    "mount_sync": (mount.MountSyncParams, Done),
+    "mount_unstage": (mount.MountUnstageParams, Done),
 }

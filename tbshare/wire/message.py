@@ -141,10 +141,14 @@ class Have(Message, frozen=True, tag="have"):
 
 
 class LaneOpen(Message, frozen=True, tag="lane-open"):
-    """The fetcher asks for a lane on which the provider will send payload."""
+    """The fetcher asks for a lane on which the provider will send payload.
+
+    `urgent`: what somebody waits for is asked for on it, and goes before what is sent on all other lanes.
+    """
 
     lane: Number
     sealed: bool
+    urgent: bool = False  # from level 3
 
 
 class LaneReady(Message, frozen=True, tag="lane-ready"):
@@ -158,11 +162,16 @@ class LaneReady(Message, frozen=True, tag="lane-ready"):
 
 
 class Wanted(msgspec.Struct, frozen=True, array_like=True):
-    """One block asked for; `request` numbers it on its lane."""
+    """One block asked for; `request` numbers it on its lane.
+
+    With `leaves` it is a run of so many of its leaves, sent behind the block's row of leaf hashes.
+    """
 
     request: Number
     object: Hash
     index: Number
+    first_leaf: Number = 0  # this and the next from level 3
+    leaves: Number = 0  # 0: the whole block
 
 
 class Fetch(Message, frozen=True, tag="fetch"):

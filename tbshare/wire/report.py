@@ -5,6 +5,7 @@ are seconds since 1970 UTC. What is asked stands in `local.py`; files and volume
 """
 
 from tbshare.wire.files import Chunk, Copying
+from tbshare.wire.mount import MountForget, MountItems, MountVolumesChanged
 from tbshare.wire.parts import Event, Line, Result, Size
 from tbshare.wire.volume import Changed, Draining
 
@@ -110,6 +111,16 @@ class Feature(Line, frozen=True):
     text: str = ""
 
 
+class MountLine(Line, frozen=True):
+    """A live mount. `lacking`: what this front cannot do, in words; `volumes` empty: all of them."""
+
+    directory: str
+    pid: int
+    front: str
+    lacking: list[str] = []
+    volumes: list[str] = []
+
+
 class StatusReport(Result, frozen=True):
     """The state of this node and what it knows of the others."""
 
@@ -131,6 +142,7 @@ class StatusReport(Result, frozen=True):
     features: list[Feature] = []
     processes: int = 0
     survives_reboot: bool = False
+    mounts: list[MountLine] = []
 
 
 class SpaceLine(Event, frozen=True, tag="space"):
@@ -466,6 +478,9 @@ AnyEvent = (
     | Copying
     | Changed
     | Draining
+    | MountForget
+    | MountVolumesChanged
+    | MountItems
 )
 
 # When a client reads slowly, a newer one of these replaces the older; all other events are kept.

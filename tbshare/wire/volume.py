@@ -212,12 +212,13 @@ class WatchParams(Params, frozen=True):
 class Changed(Event, frozen=True, tag="changed"):
     """Something in a volume is another than before. `kind`: file | directory | bundle | link.
 
-    `what`: created | saved | forked | removed | described (its attributes or its place are others) | lost:
-    the reader was too slow, and must look for itself.
+    `what`: created | saved | forked | moved (it was at `before`) | removed | described (its attributes are others)
+    | lost: the reader was too slow, and must look for itself. What is moved and saved at once is told twice.
     """
 
     where: Where
     what: str
+    before: Where | None = None
     kind: str = "file"
     version: str = ""
     author: str = ""

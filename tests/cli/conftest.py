@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import pytest
@@ -243,6 +243,7 @@ class Answers(VolumeAnswers):
         await emit(report.Checked(bytes_done=1, bytes_total=2))
         corrupt = 1 if params.ref == "rotten" else 0
         problem = report.Problem(path="a", block="44" * 32, text="does not match", repaired=params.repair)
+        log_problem = report.Problem("log.db", "", "was damaged", repaired=params.repair)
         return report.VerifyReport(
             bytes=2,
             blocks=1,
@@ -250,7 +251,7 @@ class Answers(VolumeAnswers):
             quarantined=corrupt,
             repaired=corrupt if params.repair else 0,
             seconds=0.1,
-            problems=[problem] * corrupt,
+            problems=[problem] * corrupt + [log_problem] * (params.ref == "logless"),
         )
 
     async def du(self, params: local.DuParams, emit: Emit) -> report.DiskUse:
@@ -339,7 +340,7 @@ class Serving:
 async def control_server(
     home: Path, answers: Answers, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
 ) -> None:
-    await control.serve(home / "run" / "control.sock", answers, task_status=task_status)
+    await control.serve(home / "run" / "control.sock", cast("control.Handlers", answers), task_status=task_status)
 
 
 @pytest.fixture

@@ -75,7 +75,7 @@ def test_down_waits_for_the_end(serving: Serving, cli: Cli, monkeypatch: pytest.
         looked.append(process)
         return len(looked) > 2
 
-    monkeypatch.setattr(lifecycle, "_gone", gone)
+    monkeypatch.setattr(lifecycle, "gone", gone)
     ended = cli("down")
     assert (ended.status, ended.out) == (0, "the daemon is stopped\n")
     assert len(looked) == 3

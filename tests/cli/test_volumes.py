@@ -16,6 +16,7 @@ from tbshare.cli import show
 from tbshare.cli.versions import resolving
 from tbshare.cli.volumes import roles_of
 from tbshare.errors import UsageError
+from tbshare.volumes.policy import NO_HISTORY, options_of, policy_of
 from tbshare.wire import files, local, volume
 from tbshare.wire.where import Where
 from tests.cli.conftest import Cli, Serving
@@ -45,7 +46,7 @@ def test_create_hands_everything_over(serving: Serving, cli: Cli, tmp_path: Path
             "history": "30d,10%",
             "quota": "500G",
             "locked": "read-only",
-            "no-history": "*.a,b,c",
+            "no-history": ",".join([*NO_HISTORY, "*.a", "b", "c"]),
             "case": "sensitive",
         },
         roles={"cart": "write", "x": "none", "y": "read"},
@@ -79,6 +80,25 @@ def test_any_role_is_taken_or_refused(values: list[str]) -> None:
         assert all(roles_of(values).values())
     except UsageError:
         assert any(value.strip(" ,") for value in values)
+
+
+@pytest.mark.parametrize(
+    ("globs", "kept"),
+    [
+        (["*.bak"], (*NO_HISTORY, "*.bak")),
+        (["none", "*.bak,c"], ("*.bak", "c")),
+        (["none"], ()),
+        (["default"], NO_HISTORY),
+        (["*.tmp"], NO_HISTORY),
+    ],
+)
+def test_no_history_adds_to_what_has_none_anyway(
+    serving: Serving, cli: Cli, globs: list[str], kept: tuple[str, ...]
+) -> None:
+    cli("volume", "set", "film", *[word for glob in globs for word in ("--no-history", glob)])
+    asked = serving.answers.asked[-1]
+    assert isinstance(asked, volume.VolumeSetParams)
+    assert policy_of(options_of(asked.options)).no_history == kept
 
 
 def test_volume_rm_asks(serving: Serving, cli: Cli) -> None:
@@ -229,9 +249,11 @@ def test_cp_says_what_it_did(serving: Serving, cli: Cli) -> None:
     shared = files.CopyReport(files=1, files_shared=1, size_bytes=7, seconds=5.0)
     assert said(shared) == "copied 1 file, 7 B\ninside the store: no bytes were copied\n"
     assert said(files.CopyReport()) == "copied 0 files, 0 B\n"
-    moved = files.CopyReport(files=1, files_moved=1, left_out=[ODD])
+    moved = files.CopyReport(files=1, files_moved=1, files_away=1)
     assert "adopted 1 file; links stand in their place" in said(moved)
-    assert "left out, being no files, directories or links: day\\xff1" in cli("cp", "film:/a", "film:/b").err
+    ended = cli("cp", "film:/a", "film:/b")
+    assert ended.status == 3
+    assert ended.err.splitlines()[-1] == "1 file cannot be read before a node that has it is back"
 
 
 def test_cp_shows_progress(serving: Serving, cli: Cli) -> None:
@@ -315,14 +337,15 @@ def test_watch_ends_with_ctrl_c(serving: Serving, cli: Cli) -> None:
         cli.command("watch", "film:/a"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     assert watching.stdout is not None
-    said = [watching.stdout.readline() for _ in range(3)]
+    said = [watching.stdout.readline() for _ in range(4)]
     watching.send_signal(signal.SIGINT)
     rest, complaint = watching.communicate(timeout=30)
     assert (watching.returncode, rest, complaint) == (0, "", "")
     assert "studio-2  saved  film:/a/day" in said[0]
     assert said[0].endswith("1.2 MB\n")
     assert said[1].endswith("described  film:/a/day\\udcff1/\n")
-    assert said[2] == "changes were lost, there were too many: look again at film:/\n"
+    assert said[2].endswith("studio-2  moved  film:/b -> film:/a/day\\udcff1\n")
+    assert said[3] == "changes were lost, there were too many: look again at film:/\n"
     assert serving.answers.asked[-1] == volume.WatchParams(where=Where("film", b"a"))
 
 

@@ -123,6 +123,8 @@ def test_what_was_adopted_stays_a_file_when_it_is_taken_in_again(ada: Shell, tmp
     ada("cp", "-r", str(footage / "clip.mov"), "rushes:/")
     ada("cp", "-r", str(footage / "Cut.fcpbundle"), "rushes:/")
     assert ada.run("cat", "rushes:/clip.mov").stdout == clip
+    for path in ("clip.mov", "Cut.fcpbundle"):
+        assert len(json.loads(ada("history", "--json", f"rushes:/{path}"))["lines"]) == 1
     assert ada.run("cat", "rushes:/Cut.fcpbundle/Media/m.mov").stdout == media
     assert len(json.loads(ada("history", "--json", "rushes:/clip.mov"))["lines"]) == 1
 

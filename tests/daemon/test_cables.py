@@ -89,6 +89,8 @@ class User(threading.Thread):
                 source.write_bytes(data)
                 self.written.add(content_of(data))
                 where = Where(VOLUME, path)
+                if b"/" in path:
+                    self._client.file_mkdir(Where(VOLUME, path.rpartition(b"/")[0]), parents=True)
                 self._client.file_copy(FileCopyParams(sources=[Where(path=os.fsencode(source))], target=where))
                 self.acknowledged.append((path, content_of(data)))
             case "move":

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tbshare.errors import DiskFull
+from tbshare.errors import DiskFull, StoreUnusable, VolumeReadOnly
 from tests.nodes import MIB, Node, random_model, running, until
+from tests.volume_nodes import copy, create, names, read, write
 
 pytestmark = [
     pytest.mark.root,
@@ -103,3 +104,38 @@ def test_a_source_without_room(make_node: Callable[..., Node], tmp_path: Path, s
             assert client.verify().corrupt == 0
         assert ada.push(random_model(tmp_path / "three", 5, 9 * MIB), name="three").failed == []
         assert grace.has("three@1")
+
+
+@pytest.mark.parametrize("leave", [8192, 40_000, 400_000])
+def test_a_disk_that_fills_while_files_are_saved(
+    make_node: Callable[..., Node], tmp_path: Path, small_disk: Path, leave: int
+) -> None:
+    """Whatever did not find room, the log or bytes: each file that is shown is whole, and there is no other."""
+    ada = Node(small_disk / "a", "ada", '[store]\nkeep_free = "0MB"\n')
+    random_model(tmp_path / "new", 6, *[30_000] * 40)
+    random_model(tmp_path / "large", 7, 30 * MIB)
+    with running(ada):
+        create(ada, "film")
+        write(ada, "film:/kept", b"kept", tmp_path / "s")
+        filler = fill(small_disk, leave)
+        for folder in ("new", "large"):
+            with pytest.raises((DiskFull, StoreUnusable, VolumeReadOnly)):
+                copy(ada, tmp_path / folder, "film:/", recursive=True)
+        with pytest.raises((DiskFull, StoreUnusable, VolumeReadOnly)):
+            write(ada, "film:/kept", b"k" * 500_000, tmp_path / "s")
+        assert read(ada, "film:/kept") == b"kept"
+        filler.unlink()
+        ada.stop()
+        ada.start()
+        for folder in {"new", "large"} & set(names(ada, "film:/")):
+            for name in names(ada, f"film:/{folder}"):
+                assert read(ada, f"film:/{folder}/{name}") == (tmp_path / folder / name).read_bytes()
+        with ada.client() as client:
+            client.gc(now=True)
+        for folder in ("new", "large"):
+            copy(ada, tmp_path / folder, "film:/", recursive=True)
+            assert sorted(names(ada, f"film:/{folder}")) == sorted(os.listdir(tmp_path / folder))
+            for name in os.listdir(tmp_path / folder):
+                assert read(ada, f"film:/{folder}/{name}") == (tmp_path / folder / name).read_bytes()
+        with ada.client() as client:
+            assert client.verify().corrupt == 0

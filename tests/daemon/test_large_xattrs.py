@@ -15,6 +15,7 @@ from tests.volume_nodes import copy, create, names, stat
 
 Make = Callable[..., Node]
 LARGE = Random(9).randbytes(60_000)
+BUNDLE = "Cut.fcpbundle"
 
 
 @pytest.fixture
@@ -28,6 +29,11 @@ def roomy() -> Iterator[Path]:
             os.setxattr(path / "file", f"user.fork{number}", LARGE[number:])
         os.setxattr(path / "file", "user.small", b"small")
         os.setxattr(path / "folder", "user.icon", LARGE[7:])
+        (path / BUNDLE / "inner").mkdir(parents=True)
+        (path / BUNDLE / "inner" / "db").write_bytes(b"database")
+        for number in range(5):  # each would fit, all together do not
+            os.setxattr(path / BUNDLE / "inner" / "db", f"user.part{number}", LARGE[: 900 + number])
+        os.setxattr(path / BUNDLE / "inner", "user.icon", LARGE[9:])
     except (OSError, AttributeError):
         shutil.rmtree(path)
         pytest.skip("no large extended attributes here")
@@ -54,7 +60,7 @@ def test_large_attributes_are_on_every_node_and_survive_garbage_collection(make_
         ada.stop()
         until("grace has the attributes", lambda: comes_out(grace, roomy / "grace"))
         for name in ("ada", "grace"):
-            for each in ("file", "folder"):
+            for each in ("file", "folder", f"{BUNDLE}/inner/db", f"{BUNDLE}/inner"):
                 assert xattrs(roomy / name / each) == xattrs(roomy / each), (name, each)
 
 

@@ -17,7 +17,8 @@ from tbshare.daemon.drain import Drain
 from tbshare.daemon.keep import Keep
 from tbshare.daemon.keeping import FileKeeping
 from tbshare.daemon.refs import Refs
-from tbshare.daemon.spread import ALONE_BYTES, BATCH_BYTES, BATCH_VERSIONS, Rule, batches, chosen, pin_of
+from tbshare.daemon.volume_attention import volume_attention
+from tbshare.daemon.wanted import ALONE_BYTES, BATCH_BYTES, BATCH_VERSIONS, Rule, batches, chosen, pin_of
 from tbshare.errors import ObjectInUse, ObjectMissing
 from tbshare.store.pack import Kind as RecordKind
 from tbshare.volumes.entry import Place, Save
@@ -323,6 +324,17 @@ async def test_a_damaged_object_comes_again(tmp_path: Path) -> None:
         assert content_of(grace, volume, pair) == paths[0].read_bytes()
 
 
+async def test_a_volume_that_is_heard_of_at_the_very_end_ends_nothing(tmp_path: Path) -> None:
+    ada = Inside(tmp_path / "ada", "ada")
+    ada.open()
+    spread = ada.service.spread
+    with trio.move_on_after(0):
+        await spread.run()
+    await make_volume(ada, "film")
+    await spread._on_state(await ada.service.mesh.state())  # pyright: ignore[reportPrivateUsage]
+    ada.service.close()
+
+
 # ---- drain --------------------------------------------------------------------------------------------------
 
 
@@ -366,6 +378,47 @@ async def test_drain_brings_back_what_was_evicted(tmp_path: Path, monkeypatch: p
         safe, text, _ = await drained(ada)
         assert safe, text
         assert holds(grace, volume, pairs)
+
+
+async def test_a_drained_node_stays_so_until_it_is_undrained(tmp_path: Path) -> None:
+    ada, grace = Inside(tmp_path / "ada", "ada"), Inside(tmp_path / "grace", "grace")
+    async with together(ada, grace) as nursery:
+        await drained(ada)
+        for drains in (True, False):
+            node = ada.node
+            await ada.down()
+            await until("ada has left", lambda: not grace.service.mesh.peers)
+            grace.service.spread.holding.draining.clear()
+            await ada.up(nursery)
+            ada.service.mesh.learn(grace.node, [f"127.0.0.1:{grace.port}"])
+            await until("they are connected", lambda node=node: node in grace.service.mesh.peers)  # type: ignore[misc]
+            assert ada.service.spread.draining == drains
+            assert [line.cure for line in volume_attention(ada.service)] == ["tbshare undrain"] * drains
+            if drains:
+                await until("grace is told", lambda node=node: node in grace.service.spread.holding.draining)  # type: ignore[misc]
+                await Drain(ada.service).undrain()
+
+
+@pytest.mark.parametrize("others", [1, 2])
+async def test_drain_passes_over_a_node_that_is_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, others: int
+) -> None:
+    if others == 1:
+        monkeypatch.setattr("tbshare.daemon.drain.PATIENCE_SECONDS", 2.0)
+    monkeypatch.setattr("tbshare.daemon.drain.LOOK_SECONDS", 0.1)
+    ada = Inside(tmp_path / "ada", "ada")
+    full = Inside(tmp_path / "grace", "grace", store__accept="on-demand", store__max_bytes="1MB")
+    roomy = Inside(tmp_path / "edith", "edith", store__accept="on-demand")
+    async with together(*[ada, full, roomy][: others + 1]):
+        volume = await make_volume(ada, "film", replicate="on-demand")
+        pairs = await save(ada, volume, files(tmp_path / "f", 16, *[2 * MIB] * 4))
+        safe, text, _ = await drained(ada)
+        assert safe == (others == 2), text
+        if others == 2:
+            assert holds(roomy, volume, pairs)
+        else:
+            assert "not yet elsewhere: film:/16-" in text
+            assert "grace had 1.0 MB free" in text
 
 
 async def test_drain_says_why_it_cannot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,13 +14,14 @@ from tbshare.daemon.files import Files
 from tbshare.daemon.keep import Keep
 from tbshare.daemon.refs import Refs
 from tbshare.errors import DiskFull, Interrupted
-from tbshare.wire.files import Copying, FileCopyParams
+from tbshare.wire.files import Copying, CopyReport, FileCopyParams, RestoreParams
 from tbshare.wire.local import GcParams
-from tbshare.wire.report import AnyEvent, Started
-from tbshare.wire.where import Where
+from tbshare.wire.report import AnyEvent, Started, Warned
+from tbshare.wire.where import Where, id_text
 from tests.daemon.test_full_disk import fill, small_disk
-from tests.nodes import MIB, Node, running, until
-from tests.together import Inside, make_volume, together
+from tests.nodes import MIB, Node, running
+from tests.nodes import until as until_seen
+from tests.together import Inside, make_volume, together, until
 from tests.volume_nodes import copy, create, names, place, read
 
 Make = Callable[..., Node]
@@ -91,7 +92,7 @@ def test_a_copy_that_is_stopped_ends_soon_and_is_taken_up_again(make_node: Make,
 
         with ada.client() as client, pytest.raises(Interrupted if how == "stop" else ConnectionAbortedError):
             client.file_copy(FileCopyParams([place(source)], place("film:/"), recursive=True), told)
-        until("it has ended", lambda: ada.status().processes == 0, 10)
+        until_seen("it has ended", lambda: ada.status().processes == 0, 10)
         long.unlink()
         taken = is_whole(ada, source, "film:/reels")
         assert len(taken) <= 40
@@ -129,5 +130,88 @@ def test_garbage_is_collected_while_a_copy_goes_on(tmp_path: Path, monkeypatch: 
             items = handle.list((b"reels",))
             assert len(items) == 200
             assert all(ada.service.store.is_whole(item.content) for item in items)  # type: ignore[arg-type]
+
+    trio.run(check)
+
+
+async def copied(
+    node: Inside, source: Where, target: Where, events: list[AnyEvent], *, recursive: bool = False
+) -> CopyReport:
+    async def emit(event: AnyEvent) -> None:
+        events.append(event)
+        await trio.lowlevel.checkpoint()
+
+    return await Copies(node.service, Files(node.service)).file_copy(
+        FileCopyParams([source], target, recursive=recursive), emit
+    )
+
+
+def knows(node: Inside, files: int) -> bool:
+    handle = node.service.volumes.open("film")
+    return handle.find((b"in",)) is not None and len(handle.list((b"in",))) == files
+
+
+def test_what_is_fetched_for_a_copy_is_counted_while_it_comes(tmp_path: Path) -> None:
+    ada = Inside(tmp_path / "a", "ada", links__limit="12MB")  # more than a second, in three blocks
+    grace = Inside(tmp_path / "g", "grace")
+    source = footage(tmp_path / "in", 2, 12 * MIB)
+    before: list[Copying] = []
+
+    async def check() -> None:
+        async with together(ada, grace):
+            await make_volume(ada, "film", replicate="on-demand")
+            await copied(ada, Where(path=bytes(source)), Where("film"), [], recursive=True)
+            await until("grace knows", lambda: knows(grace, 2))
+
+            async def emit(event: AnyEvent) -> None:
+                if isinstance(event, Copying) and not (tmp_path / "out" / "000.mov").exists():
+                    before.append(event)
+                await trio.lowlevel.checkpoint()
+
+            params = FileCopyParams([Where("film", b"in")], Where(path=bytes(tmp_path / "out")), recursive=True)
+            report = await Copies(grace.service, Files(grace.service)).file_copy(params, emit)
+            assert report.size_bytes == 24 * MIB
+            assert 0 < max(event.bytes_done for event in before) <= 12 * MIB
+
+    trio.run(check)
+
+
+def test_copies_of_bytes_that_nobody_has_say_so(tmp_path: Path) -> None:
+    ada, grace = Inside(tmp_path / "a", "ada"), Inside(tmp_path / "g", "grace")
+    source = footage(tmp_path / "in", 5, 100_000)
+
+    async def check() -> None:
+        async with together(ada, grace) as nursery:
+            volume = await make_volume(ada, "film", replicate="on-demand")
+            files = Files(grace.service)
+            for number in (0, 1):
+                await copied(ada, Where(path=bytes(source / f"00{number}.mov")), Where("film", b"clip"), [])
+            await copied(ada, Where(path=bytes(source)), Where("film"), [], recursive=True)
+            await until("grace knows", lambda: knows(grace, 5))
+            handle = grace.service.volumes.open("film")
+            events: list[AnyEvent] = []
+            assert not (await copied(grace, Where("film", b"clip"), Where("film", b"early"), events)).files_away
+            await ada.down()
+            await until("ada has left", lambda: not grace.service.mesh.peers)
+            report = await copied(grace, Where("film", b"in"), Where("film", b"new"), events, recursive=True)
+            assert report.files_away == report.files == 5
+            (warned,) = [event.text for event in events if isinstance(event, Warned)]
+            assert warned.startswith(
+                "'film:/in/000.mov', 'film:/in/001.mov', 'film:/in/002.mov' and 2 more: its bytes"
+            )
+            assert warned.endswith("ada saved it (not connected: ada)")
+            first = id_text(handle.history((b"clip",))[1].version)
+            restored = await files.restore(RestoreParams(Where("film", b"clip"), version=first))
+            assert restored.files_away == 1
+            assert restored.text == "'film:/clip': " + warned.partition(": ")[2]
+            await ada.up(nursery)
+            grace.service.mesh.learn(ada.node, [f"127.0.0.1:{ada.port}"])
+            for path in ((b"new", b"000.mov"), (b"clip",)):
+                item = handle.lookup(path)
+                tables = ada.service.volumes.tables(volume)
+                await until("ada knows", lambda item=item, tables=tables: tables.version(item.file, item.version))  # type: ignore[misc]
+                await grace.service.spread.need(volume, item.file, item.version)
+            again = await copied(grace, Where("film", b"new"), Where("film", b"newer"), events, recursive=True)
+            assert not again.files_away
 
     trio.run(check)

@@ -5,8 +5,10 @@ from pathlib import Path
 import pytest
 import trio
 
+from tbshare.daemon import locks
 from tbshare.daemon.handlers import NodeHandlers
 from tbshare.errors import Locked, VolumeReadOnly
+from tbshare.volumes import leases
 from tbshare.wire.files import FileCopyParams, FileMoveParams, FileStatParams, HistoryParams
 from tbshare.wire.report import AnyEvent
 from tbshare.wire.volume import LocksParams
@@ -53,6 +55,29 @@ def test_what_another_has_open_is_refused_and_says_who_has_it(tmp_path: Path, po
             assert [row.epoch > 0 for row in rows] == [True, True, False], "a new file is locked by nobody"
             assert rows[1].epoch == grant.epoch
             assert rows[0].epoch > rows[1].epoch
+
+    trio.run(check)
+
+
+def test_nobody_waits_for_a_node_that_does_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(locks, "DECIDED_SECONDS", float("inf"))
+    monkeypatch.setattr(leases, "TERM_SECONDS", 1000.0)  # for which a granter gives nothing after its start
+    ada, grace = Inside(tmp_path / "a", "ada"), Inside(tmp_path / "g", "grace")
+
+    async def check() -> None:
+        async with together(ada, grace) as nursery:
+            await make_volume(ada, "film")
+            await write(NodeHandlers(ada.service), tmp_path / "source", b"first")
+            away = grace.node
+            await grace.down()
+            await ada.down()
+            await ada.up(nursery)
+            await until("nobody answers there", lambda: away in ada.service.mesh.absent)
+            await write(NodeHandlers(ada.service), tmp_path / "source", b"second")
+            await grace.up(nursery)
+            ada.service.mesh.learn(grace.node, [f"127.0.0.1:{grace.port}"])
+            await until("grace is back", lambda: away in ada.service.mesh.peers)
+            assert not ada.service.mesh.absent
 
     trio.run(check)
 

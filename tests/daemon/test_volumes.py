@@ -254,6 +254,17 @@ def test_names_no_volume_has(ada: Node, name: str) -> None:
         create(ada, name)
 
 
+def test_a_copy_into_a_directory_that_is_not_there(ada: Node, film: str, tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"a")
+    for target, missing in (("x/a", f"{film}:/x"), ("x/y/z/a", f"{film}:/x/y/z")):
+        with pytest.raises(PathMissing, match=f"no directory {missing}$") as caught:
+            copy(ada, tmp_path / "a", f"{film}:/{target}")
+        assert caught.value.cure == f"tbshare mkdir -p {missing}"
+    assert names(ada, f"{film}:/") == []
+    copy(ada, tmp_path, f"{film}:/new", recursive=True)
+    assert names(ada, f"{film}:/new") == ["a"]
+
+
 def test_what_is_refused(ada: Node, film: str, tmp_path: Path) -> None:
     (tmp_path / "f").write_text("f")
     (tmp_path / "d").mkdir()

@@ -86,6 +86,53 @@ def test_a_damaged_log_is_read_only_until_it_is_mended_from_a_peer(make_node: Ma
         assert not [line for line in ada.status().attention if "damaged" in line.text and line.kind == "volume"]
 
 
+def test_nothing_is_collected_while_the_log_is_damaged(make_node: Make, tmp_path: Path) -> None:
+    """The entries that were lost come back from peers; bytes that are on this node alone would not."""
+    ada, grace = make_node("ada"), make_node("grace")
+    with running(ada, grace):
+        create(ada, "film", options={"replicate": "on-demand"})
+        for number in range(60):
+            write(ada, f"film:/{number}", str(number).encode(), tmp_path)
+        until("grace knows all", lambda: names(grace, "film:/") == names(ada, "film:/"))
+        ada.stop()
+        grace.stop()
+        log = ada.home / "log.db"
+        damage(log, start=log.stat().st_size // 3 // 4096 * 4096)
+        ada.start()
+        with ada.client() as client, pytest.raises(StoreUnusable, match="damaged"):
+            client.gc(now=True)
+        with ada.client() as client, pytest.raises(StoreUnusable, match="only here"):
+            client.drain(wait=False)  # it would say that the node may be unplugged
+        grace.start()
+        until_connected((ada, grace))
+        with ada.client() as client:
+            assert all(problem.repaired for problem in client.verify(repair=True).problems)
+            client.gc(now=True)
+        assert [read(ada, f"film:/{number}") for number in range(60)] == [b"%d" % number for number in range(60)]
+
+
+def test_bytes_that_only_a_lost_log_named_stay_until_somebody_lets_them_go(
+    make_node: Make, tmp_path: Path
+) -> None:
+    ada = make_node("ada")
+    with running(ada):
+        create(ada, "film")
+        write(ada, "film:/a", b"a" * 300_000, tmp_path)
+        ada.stop()
+        (ada.home / "log.db").write_bytes(b"nothing of it is left" * 1000)
+        for ending in ("-wal", "-shm"):
+            (ada.home / f"log.db{ending}").unlink(missing_ok=True)
+        ada.start()
+        with ada.client() as client:
+            assert [problem.repaired for problem in client.verify(repair=True).problems] == [True]
+            with pytest.raises(StoreUnusable, match="still here"):
+                client.gc()
+            assert ada.object_files()
+            client.gc(now=True)
+            assert not ada.object_files()
+            client.gc()
+
+
 def test_a_node_whose_log_names_nobody_any_more_finds_its_peers(make_node: Make, tmp_path: Path) -> None:
     ada, grace = make_node("ada"), make_node("grace")
     with running(ada, grace):

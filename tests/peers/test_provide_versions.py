@@ -1,5 +1,6 @@
 """What a node gives of the files of a volume: to who may read them, and nothing to any other member."""
 
+import os
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -7,7 +8,7 @@ from pathlib import Path
 
 import trio
 
-from tbshare.content.block import ObjectId, block_id
+from tbshare.content.block import LEAF_BYTES, ObjectId, block_id
 from tbshare.peers.goal import goal_of
 from tbshare.transport.listener import Kind, listen
 from tbshare.volumes.entry import RoleSet
@@ -129,6 +130,35 @@ async def one_block(stream: trio.SocketStream, key: bytes) -> bytes:
             if header is None and len(data) >= HEADER_BYTES:
                 header = parse_header(data[:HEADER_BYTES], sealed=True)
     return block_id(Opener(key).open(0, header, memoryview(bytearray(data[HEADER_BYTES:]))))
+
+
+async def test_leaves_are_given_as_whole_blocks_are_and_absurd_ones_to_nobody(tmp_path: Path) -> None:
+    ada = Inside(tmp_path / "ada", "ada")
+    path = tmp_path / "secret.mov"
+    path.write_bytes(os.urandom(4 * LEAF_BYTES - 5))
+    async with together(ada):
+        volume = await make_volume(ada, "secret")
+        (pair,) = await save(ada, volume, [path])
+        content, goal = row(ada, volume, pair).content, goal_of("secret", volume, [row(ada, volume, pair)])
+        async with inside(tmp_path / "evil", ada) as insider:
+            await answer(insider, goal.want(), Have)
+            ready = await answer(insider, LaneOpen(1, True), LaneReady)
+            assert isinstance(ready, LaneReady)
+            stream = await trio.open_tcp_stream("127.0.0.1", ready.port)
+            await stream.send_all(greeting(ready.admission, ready.token))
+            most = (1 << 63) - 1
+            absurd = [(0, 3, 2), (0, 4, 1), (0, most, most), (0, most, 1), (0, 0, most), (0, 0, 4), (most, 0, 1)]
+            odd = [Wanted(number, content, *place) for number, place in enumerate(absurd)]
+            refused = await answer(insider, Fetch(1, goal.tree, odd), Refused)
+            assert refused == Refused(1, list(range(len(odd))), "not here")
+            await insider.peer.send(Fetch(1, goal.tree, [Wanted(70, content, 0, 3, 1)]))
+            with trio.fail_after(10):
+                assert await stream.receive_some(1)
+
+            await refuse_to(ada, insider, volume)
+            refused = await answer(insider, Fetch(1, goal.tree, [Wanted(71, content, 0, 1, 1)]), Refused)
+            assert refused == Refused(1, [71], "not here")
+            await stream.aclose()
 
 
 async def test_what_the_asker_makes_up_opens_nothing(tmp_path: Path) -> None:

@@ -97,6 +97,7 @@ def test_blocks_are_found_by_id_wherever_they_lie(store: Store, source: Path) ->
     assert os.pread(place.descriptor, place.length, place.offset) == pieces[0]
     place.release()
     assert store.open_block(other.id, 1) is None
+    assert store.open_block(other.id, (1 << 63) - 1) is None  # a peer may ask for anything
 
 
 def test_a_reader_may_finish_when_the_file_goes(store: Store, source: Path) -> None:

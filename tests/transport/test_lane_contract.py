@@ -1,193 +1,25 @@
 """What every kind of lane promises (tbshare/transport/link.py). A new kind adds a factory to KINDS."""
 
 import errno
-import os
-import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import pytest
 
 from tbshare.content.block import BLOCK_BYTES, LEAF_BYTES, block_id, leaf_row
 from tbshare.errors import BlockCorrupt, PeerError, PeerUnreachable
-from tbshare.transport.lane_receive import FileWrite, ReceiveLane
-from tbshare.transport.lane_send import QUEUE_ITEMS_MAX, SendLane
-from tbshare.transport.link import SKIP, Item, Late, Origin, ReceiveEnd, SendEnd, Sink, Target
-from tbshare.transport.pool import BufferPool
+from tbshare.transport.lane_receive import FileWrite
+from tbshare.transport.lane_send import QUEUE_ITEMS_MAX
+from tbshare.transport.link import SKIP, Item, Target
 from tbshare.transport.rate import RateLimit
-
-SECONDS = 20  # far more than anything here takes
-SIZES = [1, LEAF_BYTES, LEAF_BYTES + 1, BLOCK_BYTES, 3 * LEAF_BYTES + 5, BLOCK_BYTES, 77, BLOCK_BYTES - 1]
-
-
-@dataclass
-class Kind:
-    """How to make the two ends of one kind of lane; `send` may be called once, and `receive` once."""
-
-    send: Callable[[Origin, RateLimit | None], SendEnd]
-    receive: Callable[[Sink, BufferPool], ReceiveEnd]
-
-
-def tcp_pair() -> tuple[socket.socket, socket.socket]:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        fetcher = socket.create_connection(listener.getsockname())
-        return listener.accept()[0], fetcher
-
-
-def over_sockets(pair: Callable[[], tuple[socket.socket, socket.socket]], key: bytes) -> Kind:
-    provider, fetcher = pair()
-    return Kind(
-        lambda origin, limit: SendLane(provider, origin, key=key, limit=limit),
-        lambda sink, pool: ReceiveLane(fetcher, sink, pool, key=key),
-    )
-
-
-KINDS: dict[str, Callable[[], Kind]] = {
-    "tcp": lambda: over_sockets(tcp_pair, b""),
-    "tcp-sealed": lambda: over_sockets(tcp_pair, b"k" * 32),
-    "unix": lambda: over_sockets(socket.socketpair, b""),
-    "unix-sealed": lambda: over_sockets(socket.socketpair, b"k" * 32),
-}
-
-
-@pytest.fixture(params=KINDS)
-def kind(request: pytest.FixtureRequest) -> Iterator[Kind]:
-    def threads() -> set[threading.Thread]:
-        return set(threading.enumerate())
-
-    before, files = threads(), len(os.listdir("/dev/fd"))
-    yield KINDS[request.param]()
-    assert threads() <= before, "a lane left a thread behind"
-    assert len(os.listdir("/dev/fd")) == files, "a lane left a descriptor open"
-
-
-class Fetcher:
-    """A sink that knows what it expects and remembers what it was told."""
-
-    def __init__(self, targets: dict[int, Target | Late]) -> None:
-        self.targets = targets
-        self.asked = threading.Event()
-        self.gate: threading.Event | None = None  # until it is set, `target` does not return
-        self.blocks: list[tuple[int, bytes]] = []
-        self.failures: list[tuple[int, OSError]] = []
-        self.ends: list[BaseException | None] = []
-
-    def target(self, request: int) -> Target | Late | None:
-        self.asked.set()
-        if self.gate is not None:
-            assert self.gate.wait(SECONDS)
-        return self.targets.pop(request, None)
-
-    def delivered(self, blocks: Sequence[tuple[int, bytes]]) -> None:
-        assert not self.ends
-        assert blocks
-        self.blocks.extend(blocks)
-
-    def failed(self, request: int, error: OSError) -> None:
-        assert not self.ends
-        self.failures.append((request, error))
-
-    def ended(self, error: BaseException | None) -> None:
-        self.ends.append(error)
-
-
-class Provider:
-    """An origin that remembers what it was told, and how often each item was released."""
-
-    def __init__(self) -> None:
-        self.released: dict[int, int] = {}
-        self.refusals: list[tuple[int, OSError]] = []
-        self.ends: list[BaseException | None] = []
-
-    def release(self, request: int) -> Callable[[], None]:
-        self.released[request] = 0
-
-        def count() -> None:
-            self.released[request] += 1
-
-        return count
-
-    def refused(self, request: int, error: OSError) -> None:
-        assert not self.ends
-        self.refusals.append((request, error))
-
-    def ended(self, error: BaseException | None) -> None:
-        self.ends.append(error)
-
-    def released_all_once(self) -> bool:
-        return set(self.released.values()) <= {1}
-
-
-class Case:
-    """A source file of blocks with the given sizes, a destination, and what goes between."""
-
-    def __init__(self, directory: Path, sizes: Sequence[int]) -> None:
-        self.data = [os.urandom(size) for size in sizes]
-        self.offsets = [sum(sizes[:index]) for index in range(len(sizes))]
-        (directory / "source").write_bytes(b"".join(self.data))
-        self.source = os.open(directory / "source", os.O_RDWR)
-        self.destination = os.open(directory / "destination", os.O_RDWR | os.O_CREAT)
-        self.provider = Provider()
-        self.fetcher = Fetcher({number: self.target(number) for number in range(len(sizes))})
-        self.pool = BufferPool(4)
-
-    def target(self, number: int) -> Target:
-        data = self.data[number]
-        return Target(block_id(data), len(data), FileWrite(self.destination, self.offsets[number]))
-
-    def items(self, numbers: Sequence[int]) -> list[Item]:
-        return [
-            Item(number, self.source, self.offsets[number], len(self.data[number]), self.provider.release(number))
-            for number in numbers
-        ]
-
-    def all_items(self) -> list[Item]:
-        return self.items(range(len(self.data)))
-
-    def arrived(self, number: int) -> bool:
-        data = self.data[number]
-        return os.pread(self.destination, len(data), self.offsets[number]) == data
-
-    def destination_bytes(self) -> int:
-        return os.fstat(self.destination).st_size
-
-    def has_arrived(self, count: int) -> bool:
-        return len(self.fetcher.blocks) == count
-
-    def corrupt(self, number: int) -> None:
-        os.pwrite(
-            self.source, bytes([self.data[number][-1] ^ 1]), self.offsets[number] + len(self.data[number]) - 1
-        )
-
-    def joined(self, sending: SendEnd, receiving: ReceiveEnd) -> tuple[BaseException | None, BaseException | None]:
-        """Wait for both ends; return why each ended, having checked what is true however it ended."""
-        assert sending.join(SECONDS)
-        assert receiving.join(SECONDS)
-        assert len(self.provider.ends) == len(self.fetcher.ends) == 1
-        assert self.provider.released_all_once()
-        assert self.pool.in_use == 0
-        return self.provider.ends[0], self.fetcher.ends[0]
-
-
-@pytest.fixture
-def case_of(tmp_path: Path) -> Iterator[Callable[[Sequence[int]], Case]]:
-    cases: list[Case] = []
-
-    def make(sizes: Sequence[int]) -> Case:
-        cases.append(Case(tmp_path, sizes))
-        return cases[-1]
-
-    yield make
-    for case in cases:
-        os.close(case.source)
-        os.close(case.destination)
-
-
-CaseOf = Callable[[Sequence[int]], Case]
+from tests.transport.lane_ends import (
+    SECONDS,
+    SIZES,
+    CaseOf,
+    Kind,
+    wait_until,
+)
 
 
 def test_blocks_arrive_whole_in_order_and_the_lane_says_goodbye(kind: Kind, case_of: CaseOf) -> None:
@@ -211,14 +43,6 @@ def test_more_can_be_submitted_when_the_queue_ran_dry(kind: Kind, case_of: CaseO
         wait_until(partial(case.has_arrived, number + 1))
     sending.finish()
     assert case.joined(sending, receiving) == (None, None)
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + SECONDS
-    never = threading.Event()
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen"
-        never.wait(0.001)
 
 
 def test_wrong_bytes_are_never_written_and_end_the_lane(kind: Kind, case_of: CaseOf) -> None:
