@@ -106,11 +106,9 @@ class Mounts:
 
     def _changed(self, volume: int, changes: Changes) -> None:
         """Note what a fold touched, for all mounts; called by whatever thread commits."""
-        own = self._own
+        own = self._own.take(self.service.log.committing, changes)
         for number, attached in list(self.attached.items()):
-            if number == own.attached:
-                own.changes.append(changes)
-            else:
+            if number != own:
                 attached.put(volume, changes)
 
     async def _state_changed(self, state: State) -> None:
@@ -396,22 +394,35 @@ class _Attached:
             self._token.run_sync_soon(lambda: self.filled.set())
 
 
-class _Own(threading.local):
-    """For which mount this thread commits, and what it has touched."""
-
-    attached = 0
+class _Own:
+    """For which mount a thread commits, and what was touched. Threads that wait for the log share a commit."""
 
     def __init__(self) -> None:
-        self.changes: list[Changes] = []
+        self._lock = threading.Lock()
+        self._by_thread: dict[int, tuple[int, list[Changes]]] = {}
 
     @contextlib.contextmanager
     def of(self, attached: int) -> Generator[list[Changes], None, None]:
-        """Gather what is touched in this thread inside the block; it is told to the other mounts only."""
-        self.attached, self.changes = attached, []
+        """Gather what is touched for this thread inside the block; it is told to the other mounts only."""
+        thread, changes = threading.get_ident(), list[Changes]()
+        with self._lock:
+            self._by_thread[thread] = attached, changes
         try:
-            yield self.changes
+            yield changes
         finally:
-            self.attached = 0
+            with self._lock:
+                del self._by_thread[thread]
+
+    def take(self, threads: frozenset[int], changes: Changes) -> int:
+        """Note what a commit of these threads touched; return the mount that all of it is of, else 0."""
+        with self._lock:
+            found = [self._by_thread[thread] for thread in threads if thread in self._by_thread]
+        numbers = {number for number, _ in found}
+        if len(found) < len(threads) or len(numbers) != 1:
+            return 0
+        for _, gathered in found:
+            gathered.append(changes)
+        return numbers.pop()
 
 
 def _above(tables: Tables, directories: set[int]) -> Generator[int, None, None]:

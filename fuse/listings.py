@@ -2,6 +2,7 @@
 
 import errno
 import logging
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
@@ -54,6 +55,7 @@ class Listings:
         """Ask for a listing; it is not taken when it was out of date before it came."""
         if directory.volume == NO_VOLUME:
             return
+        generation = directory.generation  # what changes from here on is not sure to be in it
         if self.settled is not None:
             await self.settled(directory.volume)
         path = self.tree.path(directory)
@@ -65,7 +67,6 @@ class Listings:
             if isinstance(event, wire.MountItems):
                 parts.extend(event.items)
 
-        generation = directory.generation
         params = wire.MountListParams(directory.volume, path, self._allow_code)
         try:
             listing = await self.link.call(
@@ -78,10 +79,16 @@ class Listings:
         if path and listing.item.id != directory.item.id:  # it is just changing places with another
             await trio.sleep(AGAIN_SECONDS)
             return
-        parts += listing.items
-        notices = self.tree.loaded(directory, parts)
+        self._take(directory, [*parts, *listing.items], listing.item)
+
+    def _take(self, directory: Node, items: Sequence[wire.MountItem], own: wire.MountItem) -> None:
+        """Let a directory have what was listed, and tell the kernel what differs."""
+        before = directory.listing
+        notices = self.tree.loaded(directory, items)
+        if before is not None and before.keys() != (directory.listing or {}).keys():
+            directory.changed_ns = time.time_ns()
         if directory.parent is None or directory.parent.volume != directory.volume:  # no other listing has it
-            notices += self.tree.updated(directory, msgspec.structs.replace(listing.item, id=ROOT_ID))
+            notices += self.tree.updated(directory, msgspec.structs.replace(own, id=ROOT_ID))
         self.tell(notices)
 
     async def item(self, volume: int, path: wire.Path) -> wire.MountItem:
@@ -120,9 +127,10 @@ class Listings:
             return
         stale: list[Node] = []
         for node in self._known(event.volume, event.directories):
-            node.changed_ns = now_ns
             if tree.outdate(node):
-                stale.append(node)
+                stale.append(node)  # whether its names are others is seen when it is listed
+            else:
+                node.changed_ns = now_ns
             self.tell([Notice("attributes", node.inode)])
         for node in self._known(event.volume, event.ids):
             node.described_ns = now_ns

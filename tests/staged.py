@@ -87,8 +87,14 @@ def put(staged: wire.MountStaged, data: bytes, offset: int = 0) -> None:
 def left(node: Node) -> list[Path]:
     """Return what is in a node's staging directory, but for empty files that wait for a file to be created."""
     folder = node.home / "staging"
-    spare = {row.stem for row in folder.glob("*.row") if not _path_of(row)}
+    spare = {row.stem for row in folder.glob("*.row") if not _path_of(row) and not _size_of(row.with_suffix(""))}
     return [path for path in folder.iterdir() if path.stem not in spare]
+
+
+def _size_of(working: Path) -> int:
+    with suppress(FileNotFoundError):
+        return working.stat().st_size
+    return 0
 
 
 def _path_of(row: Path) -> list[str]:

@@ -1,7 +1,7 @@
 """Ops that wait to be committed: who waits at the same time shares a commit and, as far as they fit, an entry."""
 
 from collections.abc import Callable, Sequence
-from threading import Lock
+from threading import Lock, get_ident
 from typing import Final
 
 from tbshare.errors import InputRefused
@@ -26,6 +26,7 @@ class Batch:
         self.entry: Entry | None = None
         self.error: BaseException | None = None
         self.leads = False
+        self.thread = get_ident()  # whose ops they are
         self._done = Lock()
         self._done.acquire()
         if self.bytes > OPS_BYTES_MAX:

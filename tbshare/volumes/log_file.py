@@ -91,6 +91,7 @@ class LogFile:
         self.on_commit: list[
             Listener
         ] = []  # called under the lock, by the thread that commits, with (arrival, entry)
+        self.committing = frozenset[int]()  # then: the threads whose ops these are; none of what came from a peer
         self.pins = Pins(database, clock_ns)
         self.leases = Leases(database)
         upgrade(database)
@@ -248,7 +249,12 @@ class LogFile:
 
     def _commit_batches(self, batches: Sequence[Batch]) -> None:
         try:
-            self._commit_own(batches)
+            with self._lock:
+                before, self.committing = self.committing, frozenset([batch.thread for batch in batches])
+                try:
+                    self._commit_own(batches)
+                finally:
+                    self.committing = before
         except BaseException as error:  # noqa: BLE001  handed to every caller that waits, each raises it
             for batch in batches:
                 batch.entry, batch.error = None, error
