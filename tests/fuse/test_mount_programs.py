@@ -17,7 +17,7 @@ import pytest
 
 from tests.disks import sharing_disk
 from tests.fuse.mounts import another, said, tell
-from tests.fuse.volume_mounts import VolumeMount, mounted
+from tests.fuse.volume_mounts import VolumeMount, mounted, settled
 from tests.nodes import MIB, Node, running, until
 from tests.staged import left, versions
 from tests.volume_nodes import create, read
@@ -72,7 +72,7 @@ def here(mount: VolumeMount, request: pytest.FixtureRequest) -> Path:
     path = mount.path / str(request.node.originalname)  # pyright: ignore[reportUnknownMemberType]
     shutil.rmtree(path, ignore_errors=True)
     path.mkdir()
-    return path
+    return settled(path)
 
 
 @pytest.fixture(scope="module")

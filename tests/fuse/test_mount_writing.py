@@ -13,7 +13,7 @@ import pytest
 
 from tests.disks import sharing_disk
 from tests.fuse.shadow_file import ShadowFile
-from tests.fuse.volume_mounts import VolumeMount, mounted
+from tests.fuse.volume_mounts import VolumeMount, mounted, settled
 from tests.nodes import MIB, Node, running, until
 from tests.staged import heads, left, versions
 from tests.volume_nodes import create, names, read, write
@@ -41,7 +41,7 @@ def here(mount: VolumeMount, request: pytest.FixtureRequest) -> Path:
     """An empty directory in the mount."""
     path = mount.path / str(request.node.originalname)  # pyright: ignore[reportUnknownMemberType]
     path.mkdir(exist_ok=True)
-    return path
+    return settled(path)
 
 
 def place(path: Path) -> str:
